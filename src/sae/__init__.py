@@ -1,0 +1,8 @@
+"""Sparse autoencoders on the latent space of any single-cell model, inside AnnData."""
+
+from importlib.metadata import version
+
+from . import datasets, get, pl, tl
+
+__all__ = ["datasets", "get", "pl", "tl"]
+__version__ = version("scsae")

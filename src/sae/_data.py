@@ -1,0 +1,308 @@
+"""From AnnData or MuData to matrices: the representation an SAE is trained on, and the expression it is read against."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from .core.rows import Matrix, dense_rows, row_blocks
+
+if TYPE_CHECKING:
+    from mudata import MuData
+
+Data: TypeAlias = "ad.AnnData | MuData"
+
+FINGERPRINT_ROWS = 1_000
+SCAN_ROWS = 16_384
+MAX_LOG1P = 50
+"""No log1p of a count reaches this: it would be 5e21 counts."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The object that carries one SAE in its `uns`, and how to speak of it in messages."""
+
+    data: Any
+    where: str
+
+
+@dataclass(frozen=True)
+class Representation:
+    """What an SAE reads: (n, d), with the names of the columns when they are genes."""
+
+    matrix: Matrix
+    where: str
+    names: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Expression:
+    """Expression (n, g), its genes, and how to undo the logarithm.
+
+    Attributes
+    ----------
+    log_base
+        The base of log1p values (e for natural), or None when the values are not log-transformed.
+    """
+
+    matrix: Matrix
+    genes: pd.Index
+    where: str
+    log_base: float | None
+
+
+def is_mudata(data: object) -> bool:
+    """Tell whether `data` is a MuData, without importing mudata."""
+    mudata = sys.modules.get("mudata")
+    return mudata is not None and isinstance(data, mudata.MuData)
+
+
+def holder(data: Data, mod: str | None) -> Holder:
+    """Find the object whose `uns` and `obsm` an SAE lives in: the AnnData, a modality, or the MuData itself."""
+    if isinstance(data, ad.AnnData):
+        if mod is not None:
+            raise ValueError(f"mod={mod!r} names a modality, but the data is an AnnData. Leave mod= out.")
+        return Holder(data, "adata")
+    if not is_mudata(data):
+        raise TypeError(f"Expected an AnnData or a MuData, got {type(data).__name__}.")
+    if mod is None:
+        return Holder(data, "mdata")
+    return Holder(modality(data, mod), f"mdata.mod[{mod!r}]")
+
+
+def modality(mdata: MuData, mod: str) -> ad.AnnData:
+    """Return one modality of a MuData."""
+    if mod not in mdata.mod:
+        raise ValueError(f"The MuData has no modality {mod!r}; it has {listing(mdata.mod)}.")
+    return mdata.mod[mod]
+
+
+def listing(names: object, most: int = 10) -> str:
+    """Write names for a message: quoted, and shortened after `most`."""
+    quoted = [repr(str(name)) for name in names]  # type: ignore[attr-defined]
+    if not quoted:
+        return "none"
+    return ", ".join(quoted[:most]) + (f", ... ({len(quoted)} in all)" if len(quoted) > most else "")
+
+
+def representation(held: Holder, use_rep: str | None, layer: str | None) -> Representation:
+    """Read the matrix that an SAE is trained on or applied to."""
+    data, where = held.data, held.where
+    if use_rep is not None and layer is not None:
+        raise ValueError(f"Both use_rep={use_rep!r} and layer={layer!r} were given. Pass one of them.")
+    if is_mudata(data) and (layer is not None or use_rep is None or use_rep == "X"):
+        raise ValueError(
+            f"A MuData has no X, layers or default representation of its own. Pass mod= (one of {listing(data.mod)}), "
+            f"or use_rep= with a joint embedding; mdata.obsm has {listing(joint_keys(data))}."
+        )
+    if layer is not None:
+        if layer not in data.layers:
+            raise KeyError(
+                f"{where}.layers has no {layer!r}; it has {listing(data.layers)}. Pass one of them as layer=."
+            )
+        return _checked(data.layers[layer], f"{where}.layers[{layer!r}]", np.asarray(data.var_names, dtype=object))
+    if use_rep == "X":
+        return _checked(data.X, f"{where}.X", np.asarray(data.var_names, dtype=object))
+    keys = joint_keys(data) if is_mudata(data) else list(data.obsm)
+    if use_rep is None:
+        if "X_pca" not in keys:
+            raise KeyError(
+                f"{where}.obsm has no 'X_pca'; it has {listing(keys)}. "
+                "Pass one of them as use_rep= (or use_rep='X'), or run sc.pp.pca first."
+            )
+        use_rep = "X_pca"
+    if use_rep not in keys:
+        raise KeyError(
+            f"{where}.obsm has no {use_rep!r}; it has {listing(keys)}. Pass one of them as use_rep=, or use_rep='X'."
+        )
+    return _checked(data.obsm[use_rep], f"{where}.obsm[{use_rep!r}]", None)
+
+
+def joint_keys(mdata: MuData) -> list[str]:
+    """List the `obsm` keys of a MuData that are embeddings (it keeps a membership mask per modality there too)."""
+    return [key for key in mdata.obsm if key not in mdata.mod]
+
+
+def _checked(matrix: Any, where: str, names: np.ndarray | None) -> Representation:
+    if isinstance(matrix, pd.DataFrame):
+        names, matrix = np.asarray(matrix.columns.astype(str), dtype=object), matrix.to_numpy()
+    matrix = in_memory(matrix, where)
+    if matrix.ndim != 2 or matrix.shape[1] == 0:
+        raise ValueError(f"{where} has the shape {matrix.shape}; expected cells × at least one column.")
+    if not (np.issubdtype(matrix.dtype, np.number) or matrix.dtype == bool):
+        raise TypeError(f"{where} holds {matrix.dtype} values; expected numbers.")
+    refuse_non_finite(matrix, where)
+    return Representation(matrix, where, names)
+
+
+def in_memory(matrix: Any, where: str) -> Matrix:
+    """Return a dense array or CSR matrix, or say that this kind of matrix is not supported."""
+    if matrix is None:
+        raise ValueError(f"{where} is None: there are no values to read.")
+    if sparse.issparse(matrix):
+        return sparse.csr_matrix(matrix)
+    if isinstance(matrix, np.ndarray):
+        return np.asarray(matrix)
+    if hasattr(matrix, "dask"):
+        raise NotImplementedError(
+            f"{where} is a dask array, which is not supported yet. Load it: call .compute() on it."
+        )
+    raise NotImplementedError(
+        f"{where} is a {type(matrix).__name__}, which is not supported yet: "
+        "expected a NumPy array or a SciPy sparse matrix. If the object is backed, call adata.to_memory() first."
+    )
+
+
+def refuse_non_finite(matrix: Matrix, where: str) -> None:
+    """Raise an error that says how many values are NaN or infinite and in which rows."""
+    if not np.issubdtype(matrix.dtype, np.inexact):
+        return
+    if np.isfinite(matrix.sum(dtype=np.float64)):
+        return
+    bad_rows, n_bad = [], 0
+    for rows in row_blocks(matrix.shape[0], SCAN_ROWS):
+        bad = ~np.isfinite(dense_rows(matrix, rows))
+        n_bad += int(bad.sum())
+        bad_rows.extend(rows.start + np.flatnonzero(bad.any(axis=1)))
+    if n_bad:
+        first = ", ".join(map(str, bad_rows[:5])) + (", ..." if len(bad_rows) > 5 else "")
+        raise ValueError(
+            f"{where} has {n_bad} NaN or infinite values in {len(bad_rows)} of {matrix.shape[0]} rows (rows {first}). "
+            "Remove these cells, or recompute the matrix."
+        )
+
+
+def fingerprint(held: Holder, matrix: Matrix) -> str:
+    """Hash the names and values of up to 1,000 evenly spaced rows, to tell later whether they were recomputed."""
+    n = matrix.shape[0]
+    rows = np.linspace(0, n - 1, min(n, FINGERPRINT_ROWS)).astype(np.int64)
+    names = "\n".join(held.data.obs_names[rows].astype(str))
+    values = np.ascontiguousarray(dense_rows(matrix, rows), dtype=np.float32)
+    digests = (hashlib.blake2b(part, digest_size=12).hexdigest() for part in (names.encode(), values.tobytes()))
+    return "-".join(digests)
+
+
+def recomputed(held: Holder, use_rep: str | None, layer: str | None, earlier: str) -> bool:
+    """Tell whether the same cells now have another representation than when `earlier` was taken."""
+    slot = held.data.obsm if layer is None else held.data.layers
+    key = use_rep if layer is None else layer
+    matrix = held.data.X if layer is None and use_rep == "X" else slot.get(key)
+    if isinstance(matrix, pd.DataFrame):
+        matrix = matrix.to_numpy()
+    if not (isinstance(matrix, np.ndarray) or sparse.issparse(matrix)):
+        return False
+    names, values = fingerprint(held, matrix.tocsr() if sparse.issparse(matrix) else matrix).split("-")
+    return names == earlier.split("-")[0] and values != earlier.split("-")[1]
+
+
+def expression(
+    data: Data, held: Holder, *, layer: str | None, use_raw: bool | None = None, var_mod: str | None = None
+) -> tuple[Expression, np.ndarray | slice]:
+    """Read expression for the cells of an SAE.
+
+    Returns
+    -------
+    The expression, and the rows of the holder that it has values for (in the same order as the expression).
+    """
+    source, where = held.data, held.where
+    selected: np.ndarray | slice = slice(None)
+    if is_mudata(data):
+        if var_mod is None:
+            if is_mudata(held.data):
+                raise ValueError(
+                    f"The SAE lives on the MuData itself. Say whose genes to read with var_mod= "
+                    f"(one of {listing(data.mod)})."
+                )
+        else:
+            source, where = modality(data, var_mod), f"mdata.mod[{var_mod!r}]"
+    elif var_mod is not None:
+        raise ValueError(f"var_mod={var_mod!r} names a modality, but the data is an AnnData. Leave var_mod= out.")
+    matrix, genes, place = _expression_matrix(source, where, layer, use_raw)
+    if not genes.is_unique:
+        repeated = genes[genes.duplicated()].unique()
+        raise ValueError(
+            f"{len(repeated)} gene names of {place} occur more than once ({listing(repeated, 5)}). "
+            "Make them unique: adata.var_names_make_unique()."
+        )
+    if source is not held.data:
+        position = source.obs_names.get_indexer(held.data.obs_names)
+        selected = np.flatnonzero(position >= 0)
+        if len(selected) == 0:
+            raise ValueError(f"No cell of {held.where} is in {where}: their obs_names have nothing in common.")
+        matrix = matrix[position[selected]]
+    counts = is_counts(matrix)
+    if counts:
+        from scanpy import logging as logg
+
+        logg.warning(
+            f"{place} holds integers, probably counts: features that follow the library size will seem to regulate "
+            "every gene. Pass log-normalised values (sc.pp.normalize_total, sc.pp.log1p)."
+        )
+    log_base = None if counts else log1p_base(source, matrix)
+    return Expression(matrix, genes, place, log_base), selected
+
+
+def _expression_matrix(
+    source: ad.AnnData, where: str, layer: str | None, use_raw: bool | None
+) -> tuple[Matrix, pd.Index, str]:
+    if layer is not None:
+        if use_raw:
+            raise ValueError(f"Both layer={layer!r} and use_raw=True were given. Pass one of them.")
+        if layer not in source.layers:
+            raise KeyError(
+                f"{where}.layers has no {layer!r}; it has {listing(source.layers)}. Pass one of them as layer=."
+            )
+        matrix, genes, place = source.layers[layer], source.var_names, f"{where}.layers[{layer!r}]"
+    elif use_raw or (use_raw is None and source.raw is not None):
+        if source.raw is None:
+            raise ValueError(f"use_raw=True, but {where}.raw is not set.")
+        matrix, genes, place = source.raw.X, source.raw.var_names, f"{where}.raw.X"
+    else:
+        matrix, genes, place = source.X, source.var_names, f"{where}.X"
+    matrix = in_memory(matrix, place)
+    refuse_non_finite(matrix, place)
+    lowest = matrix.min() if matrix.shape[0] and matrix.shape[1] else 0
+    if lowest < 0:
+        raise ValueError(
+            f"{place} has negative values (down to {lowest:.3g}), so it looks scaled: a fold change has no meaning there. "
+            "Pass layer= with log-normalised values, or keep them in adata.raw."
+        )
+    return matrix, genes, place
+
+
+def is_counts(matrix: Matrix) -> bool:
+    """Tell whether the values (of up to 1,000 rows) are all integers."""
+    rows = np.linspace(0, matrix.shape[0] - 1, min(matrix.shape[0], FINGERPRINT_ROWS)).astype(np.int64)
+    part = matrix[rows]
+    values = part.data if sparse.issparse(part) else part
+    return bool(np.all(values == np.rint(values)))
+
+
+def log1p_base(source: ad.AnnData, matrix: Matrix) -> float | None:
+    """Return the base of log1p values: as Scanpy recorded it, else e when the values are small enough, else None."""
+    recorded = source.uns.get("log1p")
+    if recorded is not None:
+        base = recorded.get("base")
+        return float(np.e) if base is None else float(base)
+    return float(np.e) if matrix.max() < MAX_LOG1P else None
+
+
+def columns_in_order(found: Representation, names: Sequence[str]) -> Matrix:
+    """Return the columns of a representation that an SAE was trained on, in its order."""
+    if found.names is None or np.array_equal(found.names, names):
+        return found.matrix
+    position = pd.Index(found.names).get_indexer(pd.Index(names))
+    missing = [name for name, place in zip(names, position, strict=True) if place < 0]
+    if missing:
+        raise ValueError(
+            f"{found.where} lacks {len(missing)} of the {len(names)} columns that the SAE reads: {listing(missing, 5)}."
+        )
+    return found.matrix[:, position]

@@ -1,0 +1,133 @@
+"""Gene sets: a decoupler net, a dict or a GMT file, matched to the measured genes."""
+
+from __future__ import annotations
+
+import gzip
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from ._data import listing
+
+Net = pd.DataFrame | Mapping[str, Iterable[str]] | str | Path
+IDENTIFIER = re.compile(r"^[A-Za-z_]+:\w+$")
+
+
+@dataclass(frozen=True)
+class GeneSets:
+    """Gene sets on the measured genes.
+
+    Attributes
+    ----------
+    names
+        (sets,)
+    members
+        (sets, genes), 1 where a gene belongs to a set.
+    net
+        The same as a long table `source`, `target`, `weight` of measured genes.
+    """
+
+    names: pd.Index
+    members: sparse.csr_matrix
+    net: pd.DataFrame
+
+
+def read_net(net: Net) -> pd.DataFrame:
+    """Bring gene sets into decoupler's long form: `source`, `target`, `weight`."""
+    if isinstance(net, pd.DataFrame):
+        missing = [name for name in ("source", "target") if name not in net.columns]
+        if missing:
+            raise ValueError(
+                f"net has the columns {listing(net.columns)}; it lacks {listing(missing)}. A net is a table with a row per "
+                "gene: 'source' (gene set), 'target' (gene) and optionally 'weight'."
+            )
+        table = net[["source", "target"]].astype(str)
+        table["weight"] = net["weight"].astype(float) if "weight" in net.columns else 1.0
+    else:
+        if isinstance(net, str | Path):
+            sets: Mapping[str, Iterable[str]] = read_gmt(net)
+        elif isinstance(net, Mapping):
+            sets = net
+        else:
+            raise TypeError(
+                f"net is a {type(net).__name__}; expected a DataFrame with 'source' and 'target', a dict of gene lists, "
+                "or the path of a GMT file."
+            )
+        for name, genes in sets.items():
+            if isinstance(genes, str):
+                raise TypeError(f"The gene set {name!r} is the string {genes!r}; expected a list of genes.")
+        pairs = [(str(name), str(gene)) for name, genes in sets.items() for gene in genes]
+        table = pd.DataFrame(pairs, columns=["source", "target"]).assign(weight=1.0)
+    if table.empty:
+        raise ValueError("net has no gene sets.")
+    table = table.drop_duplicates()
+    conflicting = table[table.duplicated(["source", "target"])]
+    if len(conflicting):
+        first = conflicting.iloc[0]
+        raise ValueError(
+            f"net gives {len(conflicting)} genes two weights in one set ({first['target']!r} in {first['source']!r}, "
+            "for one). Keep one row per set and gene."
+        )
+    return table.reset_index(drop=True)
+
+
+def read_gmt(path: str | Path) -> dict[str, list[str]]:
+    """Read a GMT file, plain or gzipped: a line per set with name, description and genes, separated by tabs.
+
+    A name that is an identifier with a description that is none ("GO:0030218", "erythrocyte differentiation") becomes
+    "erythrocyte differentiation (GO:0030218)".
+    """
+    path = Path(path)
+    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+    sets: dict[str, list[str]] = {}
+    with opened as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            fields = [field.strip() for field in line.rstrip("\r\n").split("\t")]
+            if len(fields) < 3:
+                raise ValueError(
+                    f"{path}, line {number} has {len(fields)} fields separated by tabs; a GMT line is name, description, genes."
+                )
+            name, description = fields[:2]
+            if IDENTIFIER.match(name) and description and description != name and "://" not in description:
+                name = f"{description} ({name})"
+            if name in sets:
+                raise ValueError(f"{path}, line {number}: the gene set {name!r} occurs twice.")
+            sets[name] = list(dict.fromkeys(gene for gene in fields[2:] if gene))
+    return sets
+
+
+def default_collection(net: Net) -> str:
+    """Name a collection after its file, else "gene_sets"."""
+    return Path(net).name.removesuffix(".gz").removesuffix(".gmt") if isinstance(net, str | Path) else "gene_sets"
+
+
+def match(net: Net, genes: pd.Index, *, min_size: int, max_size: int | None) -> GeneSets:
+    """Keep the sets with a suitable number of measured genes."""
+    table = read_net(net)
+    position = genes.get_indexer(pd.Index(table["target"]))
+    measured = table[position >= 0]
+    if measured.empty:
+        raise ValueError(
+            f"net and data have no gene in common. The net has {listing(table['target'].unique()[:5])}; "
+            f"the data has {listing(genes[:5])}. Do both use the same identifiers (symbols or Ensembl ids) and species?"
+        )
+    sizes = measured["source"].value_counts(sort=False)
+    fitting = sizes.index[(sizes >= min_size) & (sizes <= (np.inf if max_size is None else max_size))]
+    if len(fitting) == 0:
+        raise ValueError(
+            f"None of the {len(sizes)} gene sets has {min_size} to {max_size or 'any number of'} measured genes; the largest "
+            f"has {sizes.max()}. Lower min_size= or raise max_size=."
+        )
+    measured = measured[measured["source"].isin(fitting)]
+    names = pd.Index(measured["source"].unique(), dtype=object)
+    rows = names.get_indexer(pd.Index(measured["source"]))
+    columns = genes.get_indexer(pd.Index(measured["target"]))
+    members = sparse.csr_matrix((np.ones(len(measured)), (rows, columns)), shape=(len(names), len(genes)))
+    return GeneSets(names, members, measured)

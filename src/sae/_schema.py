@@ -1,0 +1,194 @@
+"""The one place that knows how an SAE is laid out in `uns[key]`, `obsm[key]` and `varm[key]`."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from ._data import Holder, is_mudata, listing, recomputed
+from .core.architectures import ARCHITECTURES
+from .core.autoencoder import Autoencoder
+
+SCHEMA_VERSION = 1
+WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
+STATISTICS = ("n_cells", "density", "mean", "max", "dead")
+GENES = ("feature", "gene", "score", "log2fc", "pval", "padj")
+ENRICHMENT = (
+    "feature", "collection", "gene_set", "direction", "overlap", "size", "score", "pval", "padj", "genes",
+)  # fmt: skip
+LABELS = ("feature", "groupby", "label", "auroc", "f1", "difference", "pval", "padj")
+MADE_BY = {"genes": "rank_genes", "enrichment": "enrich", "labels": "score_labels", "features": "encode"}
+
+Features = str | int | Sequence[str | int] | None
+
+
+def check_key(key: str, held: Holder) -> None:
+    """Refuse names that h5ad, zarr or MuData cannot hold."""
+    if not isinstance(key, str) or not key or "/" in key:
+        raise ValueError(f"key_added={key!r} cannot name an SAE: it must be a non-empty string without '/'.")
+    if is_mudata(held.data) and key in held.data.mod:
+        raise ValueError(f"key_added={key!r} is the name of a modality, whose obsm slot MuData owns. Choose another.")
+
+
+def feature_names(key: str, n_features: int) -> pd.Index:
+    """Return the names `sae_0`, `sae_1`, ... of the features."""
+    return pd.Index([f"{key}_{i}" for i in range(n_features)], dtype=object)
+
+
+def stored_keys(uns: Mapping[str, Any]) -> list[str]:
+    """List the keys of `uns` that hold an SAE."""
+    return [key for key, value in uns.items() if isinstance(value, Mapping) and "weights" in value]
+
+
+def read(held: Holder, key: str) -> Mapping[str, Any]:
+    """Return what is stored under a key, or say which verb writes it."""
+    uns = held.data.uns
+    if key not in stored_keys(uns):
+        there = f"{held.where}.uns holds the SAEs {listing(stored_keys(uns))}" if stored_keys(uns) else "there is none"
+        hint = ""
+        if is_mudata(held.data):
+            hint = " Modalities with an SAE: " + listing(m for m, a in held.data.mod.items() if stored_keys(a.uns))
+            hint += "; pass mod= to use one."
+        raise KeyError(
+            f"{held.where}.uns has no SAE {key!r} ({there}). Run sae.tl.fit(..., key_added={key!r}) first.{hint}"
+        )
+    stored = uns[key]
+    if stored["schema_version"] > SCHEMA_VERSION:
+        raise ValueError(
+            f"{held.where}.uns[{key!r}] has the schema version {stored['schema_version']}; this version of sae reads up "
+            f"to {SCHEMA_VERSION}. Update sae."
+        )
+    return stored
+
+
+def model(stored: Mapping[str, Any]) -> Autoencoder:
+    """Build the SAE from its stored weights."""
+    weights, params = stored["weights"], stored["params"]
+    return Autoencoder(
+        **{name: np.asarray(weights[name]) for name in WEIGHTS},
+        activation=ARCHITECTURES[params["architecture"]].activation,
+        k=params.get("k"),
+    )
+
+
+def activations(held: Holder, key: str) -> sparse.csr_matrix:
+    """Return the activations (n, h), warning when the representation they came from has changed."""
+    stored = read(held, key)
+    if key not in held.data.obsm or "features" not in stored:
+        raise KeyError(f"{held.where}.obsm has no activations {key!r}. Run sae.tl.encode(..., key={key!r}) first.")
+    warn_if_changed(held, key, stored["encoded"])
+    return sparse.csr_matrix(held.data.obsm[key])
+
+
+def warn_if_changed(held: Holder, key: str, encoded: Mapping[str, Any]) -> None:
+    """Warn when the cells that were encoded are still there but their representation has other values."""
+    use_rep, layer = encoded["use_rep"], encoded["layer"]
+    if recomputed(held, use_rep, layer, encoded["fingerprint"]):
+        warnings.warn(
+            f"{held.where} has another {layer or use_rep!r} than when {key!r} was made from it. "
+            "Run sae.tl.fit or sae.tl.encode again to bring the features up to date.",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def table(held: Holder, key: str, name: str) -> pd.DataFrame:
+    """Return a copy of a stored table, or say which verb makes it."""
+    stored = read(held, key)
+    if name not in stored:
+        raise KeyError(
+            f"{held.where}.uns[{key!r}] has no {name!r}. Run sae.tl.{MADE_BY[name]}(..., key={key!r}) first."
+        )
+    return stored[name].copy()
+
+
+def write(held: Holder, key: str, stored: Mapping[str, Any], activations: sparse.csr_matrix | None = None) -> None:
+    """Put a new state of an SAE in place, as the last act of a verb."""
+    if activations is not None:
+        held.data.obsm[key] = activations
+    held.data.uns[key] = dict(stored)
+
+
+def drop_results(held: Holder, key: str) -> None:
+    """Remove what belonged to an earlier SAE of the same name."""
+    for slot in (held.data.obsm, held.data.varm):
+        if key in slot:
+            del slot[key]
+
+
+def statistics_table(key: str, a: sparse.csr_matrix) -> pd.DataFrame:
+    """Summarise each feature over the cells: the table that other verbs add columns to."""
+    n, h = a.shape
+    n_cells = a.getnnz(axis=0)
+    total = np.asarray(a.sum(axis=0, dtype=np.float64)).ravel()
+    highest = a.max(axis=0).toarray().ravel() if n else np.zeros(h, dtype=np.float32)
+    return pd.DataFrame(
+        {
+            "n_cells": n_cells.astype(np.int64),
+            "density": n_cells / max(n, 1),
+            "mean": total / max(n, 1),
+            "max": highest.astype(np.float64),
+            "dead": n_cells == 0,
+        },
+        index=feature_names(key, h),
+    )
+
+
+def tidy(columns: Mapping[str, np.ndarray], order: Sequence[str], categories: Mapping[str, pd.Index]) -> pd.DataFrame:
+    """Build a long table; columns with known categories are given as codes into them. No columns make an empty table."""
+    data: dict[str, Any] = {}
+    for name in order:
+        values = columns.get(name, np.empty(0, dtype=np.int64 if name in categories else np.float64))
+        if name in categories:
+            data[name] = pd.Categorical.from_codes(values, categories=categories[name]).remove_unused_categories()
+        else:
+            data[name] = pd.Categorical(values) if values.dtype == object else values
+    return plain_index(pd.DataFrame(data))
+
+
+def plain_index(frame: pd.DataFrame) -> pd.DataFrame:
+    """Number the rows as strings, the only index that h5ad and zarr both keep as it is."""
+    return frame.set_axis(pd.RangeIndex(len(frame)).astype(str), axis=0)
+
+
+def replace_rows(old: pd.DataFrame | None, new: pd.DataFrame, column: str, value: str) -> pd.DataFrame:
+    """Put the rows of `new` in place of the rows of `old` that have `value` in `column`."""
+    kept = None if old is None else old[old[column].astype(str) != value]
+    if kept is None or kept.empty:
+        return new
+    joined = {}
+    for name in new.columns:
+        pair = [kept[name], new[name]]
+        categorical = all(isinstance(part.dtype, pd.CategoricalDtype) for part in pair)
+        joined[name] = pd.api.types.union_categoricals(pair) if categorical else pd.concat(pair, ignore_index=True)
+    return plain_index(pd.DataFrame(joined))
+
+
+def resolve(features: Features, names: pd.Index) -> np.ndarray:
+    """Turn feature names or numbers into positions; None means all."""
+    if features is None:
+        return np.arange(len(names))
+    asked: Iterable[str | int] = [features] if isinstance(features, str | int | np.integer) else features
+    positions = []
+    for feature in asked:
+        if isinstance(feature, int | np.integer) and not isinstance(feature, bool):
+            if not 0 <= feature < len(names):
+                raise KeyError(
+                    f"There is no feature {feature}: the SAE has {len(names)} features, 0 to {len(names) - 1}."
+                )
+            positions.append(int(feature))
+        elif feature in names:
+            positions.append(int(names.get_indexer([feature])[0]))
+        else:
+            nearest = difflib.get_close_matches(str(feature), list(names), n=3, cutoff=0)
+            raise KeyError(
+                f"There is no feature {feature!r}; the nearest names are {listing(nearest)}. "
+                f"The SAE has {len(names)} features, {names[0]!r} to {names[-1]!r}."
+            )
+    return np.asarray(positions, dtype=np.int64)

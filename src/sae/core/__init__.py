@@ -1,0 +1,1 @@
+"""Numerics on arrays. Nothing in here knows AnnData or pandas."""

@@ -1,0 +1,113 @@
+"""Scaling of the representation for training, and how to fold it into the weights afterwards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import numpy as np
+
+from .autoencoder import Autoencoder
+from .rows import Matrix, dense_rows, row_blocks
+
+Preprocess = Literal["center", "standardize", "whiten"]
+PREPROCESS: tuple[str, ...] = get_args(Preprocess)
+WHITEN_MAX_INPUTS = 2_000
+WHITEN_MIN_CELLS_PER_INPUT = 10
+WHITEN_RIDGE = 1e-3
+CONSTANT = 1e-6
+"""A column is constant when its standard deviation is below this share of its mean, or of the widest column."""
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """The affine map into the space an SAE is trained in, `y = (x[:, kept] − mean[kept]) · forward`, and its inverse.
+
+    Attributes
+    ----------
+    mean
+        (d,), float64.
+    kept
+        (m,) columns that vary.
+    forward, backward
+        (m,) factors, or (m, m) matrices for whitening; float64.
+    variance
+        Mean of ‖x − mean‖² over the cells, in the raw representation.
+    """
+
+    mean: np.ndarray
+    kept: np.ndarray
+    forward: np.ndarray
+    backward: np.ndarray
+    variance: float
+
+    def transform(self, x: np.ndarray) -> np.ndarray:
+        """Map raw rows (n, d) to training rows (n, m), float32."""
+        centred = np.asarray(x, dtype=np.float64)[:, self.kept] - self.mean[self.kept]
+        return (centred * self.forward if self.forward.ndim == 1 else centred @ self.forward).astype(np.float32)
+
+    def fold(self, trained: Autoencoder) -> Autoencoder:
+        """Rewrite an SAE of the training space (m inputs) as one of the raw representation (d inputs).
+
+        With F = `forward` and B = `backward`: W_enc ← F W_enc, b_enc ← b_enc − mean F W_enc, W_dec ← W_dec B,
+        b_dec ← b_dec B + mean. Constant columns get zero weight and their own value as decoder bias. Computed in
+        float64, stored as float32.
+        """
+        d, h = len(self.mean), trained.n_features
+        encoder, decoder = trained.W_enc.astype(np.float64), trained.W_dec.astype(np.float64)
+        bias = trained.b_dec.astype(np.float64)
+        if self.forward.ndim == 1:
+            encoder, decoder, bias = self.forward[:, None] * encoder, decoder * self.backward, bias * self.backward
+        else:
+            encoder, decoder, bias = self.forward @ encoder, decoder @ self.backward, bias @ self.backward
+        b_enc = trained.b_enc - self.mean[self.kept] @ encoder
+        W_enc, W_dec, b_dec = np.zeros((d, h)), np.zeros((h, d)), self.mean.copy()
+        W_enc[self.kept], W_dec[:, self.kept] = encoder, decoder
+        b_dec[self.kept] += bias
+        weights = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
+        return replace(trained, **{name: value.astype(np.float32) for name, value in weights.items()})
+
+
+def fit_scaling(x: Matrix, kind: Preprocess, *, block_rows: int = 4096) -> Scaling:
+    """Measure the scaling of a representation in one pass for the mean and one for the spread.
+
+    Parameters
+    ----------
+    x
+        (n, d), dense or CSR.
+    kind
+        `"center"`: one global factor, such that the mean squared norm is the number of varying columns.
+        `"standardize"`: unit standard deviation per column. `"whiten"`: V (Λ + ρ)^−½ from the eigenvectors V and
+        eigenvalues Λ of the covariance, with the ridge ρ = 1e-3 · mean(Λ).
+    """
+    n, d = x.shape
+    if kind == "whiten" and (d > WHITEN_MAX_INPUTS or n < WHITEN_MIN_CELLS_PER_INPUT * d):
+        raise ValueError(
+            f'preprocess="whiten" estimates a {d} × {d} covariance from {n} cells; it needs at most '
+            f"{WHITEN_MAX_INPUTS} columns and {WHITEN_MIN_CELLS_PER_INPUT} cells per column. "
+            'Use preprocess="center" or "standardize".'
+        )
+    mean = np.zeros(d)
+    for rows in row_blocks(n, block_rows):
+        mean += dense_rows(x, rows).sum(axis=0, dtype=np.float64)
+    mean /= n
+    second = np.zeros((d, d) if kind == "whiten" else d)
+    for rows in row_blocks(n, block_rows):
+        centred = dense_rows(x, rows).astype(np.float64) - mean
+        second += centred.T @ centred if kind == "whiten" else np.square(centred).sum(axis=0)
+    second /= n
+    variance = np.diag(second) if kind == "whiten" else second
+    spread = np.sqrt(variance)
+    kept = np.flatnonzero(spread > CONSTANT * np.maximum(np.abs(mean), spread.max()))
+    if len(kept) == 0:
+        raise ValueError(f"All {d} columns of the representation are constant over {n} cells: there is nothing to fit.")
+    if kind == "whiten":
+        values, vectors = np.linalg.eigh(second[np.ix_(kept, kept)])
+        root = np.sqrt(np.maximum(values, 0) + WHITEN_RIDGE * values.mean())
+        forward, backward = vectors / root, (vectors * root).T
+    elif kind == "standardize":
+        forward, backward = 1 / spread[kept], spread[kept]
+    else:
+        factor = np.sqrt(len(kept) / variance[kept].sum())
+        forward, backward = np.full(len(kept), factor), np.full(len(kept), 1 / factor)
+    return Scaling(mean, kept, forward, backward, float(variance[kept].sum()))

@@ -1,0 +1,213 @@
+"""Training a sparse autoencoder with torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+
+from .architectures import ARCHITECTURES, Architecture
+from .autoencoder import Autoencoder
+from .preprocess import Scaling
+from .rows import Matrix, dense_rows
+
+N_RECORDS = 50
+MAX_EVALUATED = 2048
+WARM_UP, DECAY = 0.05, 0.2
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train. `k` or `l1` is used, as the architecture says."""
+
+    architecture: str
+    n_features: int
+    k: int | None
+    l1: float | None
+    learning_rate: float
+    steps: int
+    batch_size: int
+    seed: int
+    device: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line of the training history."""
+
+    step: int
+    learning_rate: float
+    loss: float
+    fvu: float
+    l0: float
+    dead_fraction: float
+    val_fvu: float
+    val_l0: float
+
+
+HISTORY_COLUMNS = tuple(field.name for field in fields(Record))
+
+
+class DivergedError(FloatingPointError):
+    """The loss became NaN or infinite."""
+
+
+class _Parameters(torch.nn.Module):
+    def __init__(self, architecture: Architecture, n_inputs: int, n_features: int, generator: torch.Generator):
+        super().__init__()
+        directions = torch.nn.functional.normalize(torch.randn(n_features, n_inputs, generator=generator), dim=1)
+        self.W_dec = torch.nn.Parameter(directions)
+        self.W_enc = torch.nn.Parameter(directions.T.clone())
+        self.b_enc = torch.nn.Parameter(torch.zeros(n_features))
+        self.b_dec = torch.nn.Parameter(torch.zeros(n_inputs))
+        self.b_pre = torch.nn.Parameter(torch.zeros(n_inputs)) if architecture.pre_bias else None
+
+    def forward(self, x: torch.Tensor, k: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+        pre = torch.addmm(self.b_enc, x if self.b_pre is None else x + self.b_pre, self.W_enc)
+        if k is None:
+            a = pre.relu()
+        else:
+            values, indices = pre.topk(k, dim=1, sorted=False)
+            a = torch.zeros_like(pre).scatter(1, indices, values.relu())
+        return a, torch.addmm(self.b_dec, a, self.W_dec)
+
+    @torch.no_grad()
+    def normalise_decoder(self) -> None:
+        self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-12))
+
+    @torch.no_grad()
+    def export(self, architecture: Architecture, k: int | None) -> Autoencoder:
+        W_enc, b_enc = self.W_enc.double().cpu(), self.b_enc.double().cpu()
+        if self.b_pre is not None:
+            b_enc = b_enc + self.b_pre.double().cpu() @ W_enc
+        return Autoencoder(
+            W_enc=W_enc.numpy(),
+            b_enc=b_enc.numpy(),
+            W_dec=self.W_dec.double().cpu().numpy(),
+            b_dec=self.b_dec.double().cpu().numpy(),
+            activation=architecture.activation,
+            k=k,
+        )
+
+
+def learning_rate_factor(step: int, steps: int) -> float:
+    """Linear warm-up over the first 5 % of the steps, constant, linear decay over the last 20 %."""
+    warm_up, decay = max(1, round(WARM_UP * steps)), max(1, round(DECAY * steps))
+    return min(1.0, (step + 1) / warm_up, (steps - step) / decay)
+
+
+def batches(n: int, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Yield row numbers of batches without end, each row once per pass."""
+    waiting = np.empty(0, dtype=np.int64)
+    while True:
+        waiting = np.concatenate([waiting, rng.permutation(n)])
+        while len(waiting) >= size:
+            yield waiting[:size]
+            waiting = waiting[size:]
+
+
+def choose_device(device: str) -> str:
+    """Return `device`, or for `"auto"` the fastest kind that this machine has."""
+    if device != "auto":
+        return device
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def train(
+    x: Matrix,
+    scaling: Scaling,
+    settings: Settings,
+    *,
+    train_rows: np.ndarray,
+    val_rows: np.ndarray,
+    on_step: Callable[[int, Record | None], object] | None = None,
+) -> tuple[Autoencoder, list[Record]]:
+    """Train an SAE on rows of a representation.
+
+    The loss is `mean over cells of ‖y − ŷ‖² + l1 · mean over cells of Σ a`, both sums over the whole vector, y the
+    scaled representation; rows of the decoder keep unit norm. Adam with betas (0.9, 0.999).
+
+    Parameters
+    ----------
+    x
+        (n, d), dense or CSR, raw representation.
+    scaling
+        The map into the training space.
+    settings
+        How to train.
+    train_rows, val_rows
+        Row numbers to train on and to validate on (may be empty).
+    on_step
+        Called after each step with its number and, at a record, the record.
+
+    Returns
+    -------
+    The SAE of the raw representation (scaling folded in), and the history.
+    """
+    architecture = ARCHITECTURES[settings.architecture]
+    device = torch.device(settings.device)
+    generator = torch.Generator().manual_seed(settings.seed)
+    rng = np.random.default_rng(settings.seed)
+    k = settings.k if architecture.sparsity == "k" else None
+    l1 = settings.l1 if architecture.sparsity == "l1" else None
+    parameters = _Parameters(architecture, len(scaling.kept), settings.n_features, generator).to(device)
+    optimizer = torch.optim.Adam(parameters.parameters(), lr=settings.learning_rate, fused=device.type != "mps")
+
+    def load(rows: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(scaling.transform(dense_rows(x, rows))).to(device)
+
+    evaluated = [load(_spread(rows, MAX_EVALUATED)) for rows in (train_rows, val_rows)]
+    steps_per_pass = max(1, len(train_rows) // settings.batch_size)
+    last_fired = torch.zeros(settings.n_features, dtype=torch.long, device=device)
+    record_every = max(1, settings.steps // N_RECORDS)
+    history: list[Record] = []
+    for step, rows in zip(range(settings.steps), batches(len(train_rows), settings.batch_size, rng), strict=False):
+        rate = settings.learning_rate * learning_rate_factor(step, settings.steps)
+        optimizer.param_groups[0]["lr"] = rate
+        y = load(train_rows[rows])
+        a, y_hat = parameters(y, k)
+        loss = (y - y_hat).square().sum(dim=1).mean()
+        if l1 is not None:
+            loss = loss + l1 * a.sum(dim=1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        parameters.normalise_decoder()
+        last_fired[(a.detach() > 0).any(dim=0)] = step
+        record = None
+        if (step + 1) % record_every == 0 or step + 1 == settings.steps:
+            value = loss.item()
+            if not np.isfinite(value):
+                raise DivergedError(
+                    f"The loss is {value} at step {step + 1} of {settings.steps}. The learning rate of "
+                    f"{settings.learning_rate:g} is probably too high: try learning_rate={settings.learning_rate / 10:g}."
+                )
+            dead = float((step - last_fired >= 2 * steps_per_pass).float().mean())
+            (fvu, l0), (val_fvu, val_l0) = (_evaluate(parameters, part, k, scaling) for part in evaluated)
+            record = Record(step + 1, rate, value, fvu, l0, dead, val_fvu, val_l0)
+            history.append(record)
+        if on_step is not None:
+            on_step(step, record)
+    return scaling.fold(parameters.export(architecture, k)), history
+
+
+def _spread(rows: np.ndarray, most: int) -> np.ndarray:
+    """Pick at most `most` of `rows`, evenly spaced."""
+    if len(rows) <= most:
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
+
+
+@torch.no_grad()
+def _evaluate(parameters: _Parameters, y: torch.Tensor, k: int | None, scaling: Scaling) -> tuple[float, float]:
+    """Return FVU in the raw representation, and L0, of scaled cells; NaN for no cells."""
+    if len(y) == 0:
+        return float("nan"), float("nan")
+    a, y_hat = parameters(y, k)
+    residual = (y - y_hat).double().cpu().numpy()
+    raw = residual * scaling.backward if scaling.backward.ndim == 1 else residual @ scaling.backward
+    return float(np.square(raw).sum(axis=1).mean() / scaling.variance), float((a > 0).sum(dim=1).double().mean())

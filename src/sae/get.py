@@ -1,0 +1,319 @@
+"""Read results out, as AnnData, arrays and tidy tables. Nothing in here changes the data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import anndata as ad
+import pandas as pd
+
+from . import _schema
+from ._data import Data, holder, is_mudata, joint_keys, listing
+from ._schema import Features
+from .core.autoencoder import Autoencoder
+
+__all__ = ["activations", "decoder", "enrichment", "features", "genes", "history", "labels", "model"]
+
+
+def activations(data: Data, *, key: str = "sae", mod: str | None = None) -> ad.AnnData:
+    """Return the activations as an AnnData of their own, cells × features, for the rest of Scanpy.
+
+    Parameters
+    ----------
+    data
+        AnnData, or MuData with `mod`.
+    key
+        Name of the SAE.
+    mod
+        The modality that holds the SAE.
+
+    Returns
+    -------
+    An AnnData with the activations (CSR) as `X`, the cells' `obs`, the feature table as `var`, and the two-dimensional
+    embeddings of the cells in `obsm`, to plot on. In Scanpy, pass `use_rep="X"` to compute neighbors on the activations
+    themselves.
+
+    Raises
+    ------
+    KeyError
+        There are no activations under this key.
+
+    Examples
+    --------
+    >>> import sae
+    >>> adata = sae.datasets.pbmc68k()
+    >>> sae.tl.fit(adata, n_features=32, steps=200)
+    >>> sae.tl.encode(adata)
+    >>> sae.get.activations(adata).shape
+    (700, 32)
+    """
+    held = holder(data, mod)
+    a = _schema.activations(held, key)
+    keys = joint_keys(held.data) if is_mudata(held.data) else list(held.data.obsm)
+    layouts = {name: held.data.obsm[name] for name in keys if name != key and held.data.obsm[name].shape[1] in (2, 3)}
+    uns = {name: value for name, value in held.data.uns.items() if name.endswith("_colors")}
+    return ad.AnnData(
+        X=a.copy(), obs=held.data.obs.copy(), var=features(data, key=key, mod=mod), obsm=dict(layouts), uns=dict(uns)
+    )
+
+
+def features(data: Data, *, key: str = "sae", mod: str | None = None) -> pd.DataFrame:
+    """Return the feature table: a row per feature, the columns of `tl.encode` and of the verbs run since.
+
+    Parameters
+    ----------
+    data, key, mod
+        As in :func:`sae.get.activations`.
+
+    Examples
+    --------
+    >>> import sae
+    >>> adata = sae.datasets.pbmc68k()
+    >>> sae.tl.fit(adata, n_features=32, steps=200)
+    >>> sae.tl.encode(adata)
+    >>> list(sae.get.features(adata).columns)
+    ['n_cells', 'density', 'mean', 'max', 'dead']
+    """
+    return _schema.table(holder(data, mod), key, "features")
+
+
+def model(data: Data, *, key: str = "sae", mod: str | None = None) -> Autoencoder:
+    """Return the SAE as plain arrays that can encode and decode.
+
+    Parameters
+    ----------
+    data, key, mod
+        As in :func:`sae.get.activations`; only `tl.fit` need have run.
+
+    Examples
+    --------
+    >>> import sae
+    >>> adata = sae.datasets.pbmc68k()
+    >>> sae.tl.fit(adata, n_features=32, steps=200)
+    >>> model = sae.get.model(adata)
+    >>> activations = model.encode(adata.obsm["X_pca"]).activations
+    >>> model.decode(activations).shape
+    (700, 50)
+    """
+    return _schema.model(_schema.read(holder(data, mod), key))
+
+
+def decoder(data: Data, *, key: str = "sae", mod: str | None = None) -> pd.DataFrame:
+    """Return the decoder: the direction of each feature in the representation.
+
+    Parameters
+    ----------
+    data, key, mod
+        As in :func:`sae.get.activations`; only `tl.fit` need have run.
+
+    Returns
+    -------
+    `W_dec` (features × columns of the representation), in units of the representation.
+
+    Examples
+    --------
+    >>> import sae
+    >>> adata = sae.datasets.pbmc68k()
+    >>> sae.tl.fit(adata, n_features=32, steps=200)
+    >>> sae.get.decoder(adata).loc["sae_3"].shape
+    (50,)
+    """
+    stored = _schema.read(holder(data, mod), key)
+    directions, params = stored["weights"]["W_dec"], stored["params"]
+    names = stored["weights"].get("input_names")
+    if names is None:
+        names = [f"{params['layer'] or params['use_rep']}_{i}" for i in range(directions.shape[1])]
+    return pd.DataFrame(directions.copy(), index=_schema.feature_names(key, len(directions)), columns=list(names))
+
+
+def history(data: Data, *, key: str = "sae", mod: str | None = None) -> pd.DataFrame:
+    """Return the training history, a row per record.
+
+    Parameters
+    ----------
+    data, key, mod
+        As in :func:`sae.get.activations`; only `tl.fit` need have run.
+
+    Returns
+    -------
+    `step`, `learning_rate`, `loss` (of the batch), `fvu`, `l0` (of up to 2,048 training cells), `dead_fraction` (features
+    not active for two passes), `val_fvu`, `val_l0` (of up to 2,048 held-out cells).
+
+    Examples
+    --------
+    >>> import sae
+    >>> adata = sae.datasets.pbmc68k()
+    >>> sae.tl.fit(adata, n_features=32, steps=200)
+    >>> int(sae.get.history(adata)["step"].iloc[-1])
+    200
+    """
+    return _schema.table(holder(data, mod), key, "history").reset_index(drop=True)
+
+
+def genes(
+    data: Data,
+    feature: Features = None,
+    *,
+    direction: str | None = None,
+    max_padj: float | None = None,
+    n: int | None = None,
+    key: str = "sae",
+    mod: str | None = None,
+) -> pd.DataFrame:
+    """Return the genes of features, the most raised first.
+
+    Parameters
+    ----------
+    data, key, mod
+        As in :func:`sae.get.activations`, after `tl.rank_genes`.
+    feature
+        A feature or several, by name or number; by default all.
+    direction
+        `"up"` or `"down"`: only genes that are higher, or lower, where the feature is active; the latter with the most
+        lowered first.
+    max_padj
+        Only genes with an adjusted p-value up to this.
+    n
+        At most so many genes per feature.
+
+    Examples
+    --------
+    >>> import sae
+    >>> adata = sae.datasets.pbmc68k()
+    >>> sae.tl.fit(adata, n_features=32, steps=200)
+    >>> sae.tl.encode(adata)
+    >>> sae.tl.rank_genes(adata)
+    >>> len(sae.get.genes(adata, "sae_0", direction="up", n=5))
+    5
+    """
+    _check_direction(direction)
+    table = _rows_of(_schema.table(holder(data, mod), key, "genes"), feature, data, key, mod)
+    if direction is not None:
+        table = table[table["score"] > 0 if direction == "up" else table["score"] < 0]
+    return _best(table, ["score"], [direction == "down"], max_padj, n)
+
+
+def enrichment(
+    data: Data,
+    feature: Features = None,
+    *,
+    collection: str | None = None,
+    direction: str | None = None,
+    max_padj: float | None = None,
+    n: int | None = None,
+    key: str = "sae",
+    mod: str | None = None,
+) -> pd.DataFrame:
+    """Return the gene sets of features, the most significant first.
+
+    Parameters
+    ----------
+    data, key, mod
+        As in :func:`sae.get.activations`, after `tl.enrich`.
+    feature
+        A feature or several, by name or number; by default all.
+    collection
+        Only gene sets of this collection.
+    direction
+        `"up"` or `"down"`: only sets of genes that are higher, or lower, where the feature is active.
+    max_padj
+        Only sets with an adjusted p-value up to this.
+    n
+        At most so many sets per feature.
+
+    Examples
+    --------
+    >>> import sae
+    >>> adata = sae.datasets.pbmc68k()
+    >>> sae.tl.fit(adata, n_features=32, steps=200)
+    >>> sae.tl.encode(adata)
+    >>> sae.tl.enrich(adata, sae.datasets.immune_markers())
+    >>> sae.get.enrichment(adata, 0, direction="up", n=1).shape
+    (1, 10)
+    """
+    _check_direction(direction)
+    table = _rows_of(_schema.table(holder(data, mod), key, "enrichment"), feature, data, key, mod)
+    if collection is not None:
+        known = table["collection"].cat.categories
+        if collection not in known:
+            raise KeyError(f"There are no results for the collection {collection!r}; there are for {listing(known)}.")
+        table = table[table["collection"] == collection]
+    if direction is not None:
+        table = table[table["direction"] == direction]
+    return _best(table.assign(strength=table["score"].abs()), ["pval", "strength"], [True, False], max_padj, n).drop(
+        columns="strength"
+    )
+
+
+def labels(
+    data: Data,
+    feature: Features = None,
+    *,
+    groupby: str | None = None,
+    label: str | None = None,
+    max_padj: float | None = None,
+    n: int | None = None,
+    key: str = "sae",
+    mod: str | None = None,
+) -> pd.DataFrame:
+    """Return the label scores of features, the highest AUROC first.
+
+    Parameters
+    ----------
+    data, key, mod
+        As in :func:`sae.get.activations`, after `tl.score_labels`.
+    feature
+        A feature or several, by name or number; by default all.
+    groupby
+        Only labels of this column of `obs`.
+    label
+        Only this label.
+    max_padj
+        Only scores with an adjusted p-value up to this.
+    n
+        At most so many labels per feature.
+
+    Examples
+    --------
+    >>> import sae
+    >>> adata = sae.datasets.pbmc68k()
+    >>> sae.tl.fit(adata, n_features=32, steps=200)
+    >>> sae.tl.encode(adata)
+    >>> sae.tl.score_labels(adata, "bulk_labels")
+    >>> len(sae.get.labels(adata, label="CD19+ B"))
+    32
+    """
+    table = _rows_of(_schema.table(holder(data, mod), key, "labels"), feature, data, key, mod)
+    for column, wanted in (("groupby", groupby), ("label", label)):
+        if wanted is not None:
+            known = table[column].cat.categories
+            if wanted not in known:
+                raise KeyError(f"There are no scores for the {column} {wanted!r}; there are for {listing(known)}.")
+            table = table[table[column] == wanted]
+    return _best(table, ["auroc"], [False], max_padj, n)
+
+
+def _check_direction(direction: str | None) -> None:
+    if direction not in (None, "up", "down"):
+        raise ValueError(f"direction={direction!r} is neither 'up' nor 'down'.")
+
+
+def _rows_of(table: pd.DataFrame, feature: Features, data: Data, key: str, mod: str | None) -> pd.DataFrame:
+    if feature is None:
+        return table
+    names = features(data, key=key, mod=mod).index
+    return table[table["feature"].isin(names[_schema.resolve(feature, names)])]
+
+
+def _best(
+    table: pd.DataFrame, by: Sequence[str], ascending: Sequence[bool], max_padj: float | None, n: int | None
+) -> pd.DataFrame:
+    """Sort, best first, and keep the significant and at most `n` of each feature."""
+    if max_padj is not None:
+        table = table[table["padj"] <= max_padj]
+    table = table.sort_values(list(by), ascending=list(ascending), kind="stable")
+    if n is not None:
+        table = table[table.groupby("feature", observed=True).cumcount() < n]
+    categorical = table.select_dtypes("category").columns
+    table = table.assign(**{name: table[name].cat.remove_unused_categories() for name in categorical})
+    return table.reset_index(drop=True)

@@ -1,0 +1,3 @@
+"""Figures, one per result. All return Axes."""
+
+__all__: list[str] = []

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+
+from .. import _schema
+from .._data import Data, columns_in_order, fingerprint, holder, is_mudata, representation
+
+BAD_FIT = 2.0
+
+
+def encode(
+    data: Data,
+    *,
+    key: str = "sae",
+    reference: Data | None = None,
+    use_rep: str | None = None,
+    layer: str | None = None,
+    mod: str | None = None,
+    progress: bool = True,
+) -> None:
+    """Compute the activation of every feature in every cell.
+
+    `a = activation(x @ W_enc + b_enc)`, in blocks of a fixed shape: the result of a cell does not depend on the cells
+    that are encoded with it, and no cells × features array is ever held densely.
+
+    Parameters
+    ----------
+    data
+        AnnData, or MuData with `mod`.
+    key
+        Name of the SAE.
+    reference
+        Another object that holds the SAE `key` (under the same `mod`), to encode new cells with it. Its weights, settings
+        and history are copied to `data`.
+    use_rep, layer
+        Where to read the representation; by default where the SAE was trained.
+    mod
+        The modality that holds the SAE and its representation.
+    progress
+        Show a progress bar when it takes more than a second.
+
+    Returns
+    -------
+    Nothing. Writes `obsm[key]`, a CSR matrix (cells × features, float32) of activations ≥ 0, and in `uns[key]` the
+    table `features` (per feature `n_cells` active, `density`, `mean` and `max` activation over all cells, `dead`) and
+    `encoded`: what was read, its L0 and its FVU = mean ‖x − x̂‖² / (variance of the training cells). Earlier results
+    that rest on activations are removed.
+
+    Raises
+    ------
+    KeyError
+        There is no SAE of this name, or no such representation.
+    ValueError
+        The representation has another width than the SAE reads, or lacks columns by name.
+
+    Warns
+    -----
+    UserWarning
+        The FVU is more than twice that of the training cells (another PCA than the one trained on, say), or the
+        representation of the training cells was recomputed.
+
+    Examples
+    --------
+    >>> import sae
+    >>> adata = sae.datasets.pbmc68k()
+    >>> sae.tl.fit(adata, n_features=32, steps=200)
+    >>> sae.tl.encode(adata)
+    >>> adata.obsm["sae"].shape
+    (700, 32)
+    """
+    from scanpy import logging as logg
+    from tqdm.auto import tqdm
+
+    held = holder(data, mod)
+    if reference is None:
+        stored = _schema.read(held, key)
+    else:
+        _schema.check_key(key, held)
+        stored = _schema.read(holder(reference, mod if is_mudata(reference) else None), key)
+    model, params = _schema.model(stored), stored["params"]
+    if use_rep is None and layer is None:
+        use_rep, layer = params["use_rep"], params["layer"]
+    found = representation(held, use_rep, layer)
+    x = columns_in_order(found, stored["weights"].get("input_names", ()))
+    if x.shape[1] != model.n_inputs:
+        raise ValueError(
+            f"{found.where} has {x.shape[1]} columns; the SAE {key!r} reads {model.n_inputs} "
+            f"(it was trained on {params['layer'] or params['use_rep']!r})."
+        )
+    if reference is None:
+        _schema.warn_if_changed(held, key, params)
+
+    start = logg.info(f"encoding {found.where} with {key!r}")
+    with tqdm(total=x.shape[0], desc="encode", unit="cell", delay=1, disable=not progress) as bar:
+        encoded = model.encode(x, on_block=bar.update)
+    activations = encoded.activations
+    fvu = float(np.mean(encoded.squared_error) / params["variance"])
+    trained_fvu = params["val_fvu"] if np.isfinite(params["val_fvu"]) else params["fvu"]
+    if fvu > BAD_FIT * trained_fvu:
+        warnings.warn(
+            f"The SAE {key!r} leaves {fvu:.3f} of the variance of {found.where} unexplained, against {trained_fvu:.3f} "
+            "of held-out cells in training. Is it the same embedding that the SAE was trained on (the same model, "
+            "the same PCA loadings)?",
+            UserWarning,
+            stacklevel=2,
+        )
+    new = {name: stored[name] for name in ("schema_version", "params", "weights", "history")}
+    new["features"] = _schema.statistics_table(key, activations)
+    new["encoded"] = {
+        "use_rep": use_rep,
+        "layer": layer,
+        "n_obs": x.shape[0],
+        "fvu": fvu,
+        "l0": activations.nnz / max(x.shape[0], 1),
+        "fingerprint": fingerprint(held, found.matrix),
+    }
+    _schema.drop_results(held, key)
+    _schema.write(held, key, new, activations)
+    logg.info(
+        "    finished",
+        time=start,
+        deep=f"added\n    {held.where}.obsm[{key!r}], activations: FVU {fvu:.3f} (training: held out {trained_fvu:.3f}), "
+        f"{new['encoded']['l0']:.1f} active features per cell, {int(new['features']['dead'].sum())} dead features",
+    )

@@ -1,0 +1,271 @@
+from __future__ import annotations
+
+import importlib.metadata
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from .. import _schema
+from .._data import Data, fingerprint, holder, representation
+from ..core.architectures import ARCHITECTURES
+from ..core.preprocess import PREPROCESS, Preprocess, fit_scaling
+
+if TYPE_CHECKING:
+    from ..core.rows import Matrix
+    from ..core.train import Record, Settings
+
+MIN_CELLS = 10
+CELLS_PER_FEATURE = 32
+FEATURES_PER_INPUT = 8
+N_FEATURES_RANGE = (32, 8192)
+K_RANGE = (4, 32)
+DEFAULT_L1 = 1.0
+
+
+def fit(
+    data: Data,
+    use_rep: str | None = None,
+    *,
+    layer: str | None = None,
+    mod: str | None = None,
+    architecture: Literal["topk", "vanilla", "relu"] = "topk",
+    preprocess: Preprocess = "center",
+    n_features: int | None = None,
+    k: int | None = None,
+    l1: float | None = None,
+    learning_rate: float | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    validation: float = 0.1,
+    rng: int | np.random.Generator | None = 0,
+    device: str = "auto",
+    progress: bool = True,
+    key_added: str = "sae",
+) -> None:
+    r"""Train a sparse autoencoder (SAE) on an embedding of the cells.
+
+    With x (d,) the embedding of a cell, scaled as `preprocess` says, and h = `n_features`, the SAE is
+
+    .. math::
+        a = \sigma(x W_{enc} + b_{enc}) \in R^h, \qquad \hat{x} = a W_{dec} + b_{dec}
+
+    where σ keeps the `k` largest pre-activations of a cell if they are positive (`"topk"`, Gao et al. 2024,
+    arXiv:2406.04093) or all positive ones (`"vanilla"`, and `"relu"` with a free bias added to x; arXiv:2410.11468).
+    It minimises the mean over cells of ‖x − x̂‖² (+ `l1` · Σ a for the last two) with Adam; decoder rows keep unit norm,
+    the encoder starts as the decoder's transpose, the learning rate warms up over the first 5 % of the steps and decays
+    over the last 20 %, both linearly. The scaling is folded into the weights at the end, so the stored weights act on
+    the embedding as it stands in `data`.
+
+    Parameters
+    ----------
+    data
+        AnnData, or MuData with `mod`.
+    use_rep
+        Key of `obsm`, or `"X"`. By default `"X_pca"`. A MuData without `mod` needs the key of a joint embedding.
+    layer
+        Train on this layer instead of an embedding.
+    mod
+        The modality whose embedding to read and in which to store the result.
+    architecture
+        `"topk"`, `"vanilla"` or `"relu"`.
+    preprocess
+        `"center"`: subtract the mean, one global scale (mean squared norm d). `"standardize"`: unit variance per column.
+        `"whiten"`: decorrelated columns of unit variance, with a ridge of 0.001 times the mean eigenvalue; needs
+        d ≤ 2,000 and 10 d cells.
+    n_features
+        Width h of the dictionary. By default the largest power of two that leaves 32 cells a feature, at least 32 and
+        at most 8,192 or the power of two from 8 d on: 64 for 2,700 cells, 256 for 10,000, 512 for 50,000 at d = 50.
+        Wider dictionaries split programs over several features when cells are few.
+    k
+        Active features per cell for `"topk"`. By default d / 4, between 4 and 32, at most 3/8 of `n_features`.
+    l1
+        Weight of the L1 penalty for `"vanilla"` and `"relu"`, in the convention of sums over d and over h. By default 1.
+    learning_rate
+        Peak rate. By default 2e-4 · √(16384 / h).
+    steps
+        Gradient steps. By default 9 / `learning_rate`, or one pass over the cells if that is more.
+    batch_size
+        Cells per step. By default 256 below 50,000 cells, 1,024 below a million, else 4,096; never more than the
+        training cells.
+    validation
+        Share of the cells held out to report on, 0 for none.
+    rng
+        Seed or generator. The integer that was drawn is kept in `params["seed"]`; the same one gives the same weights on
+        the same machine.
+    device
+        `"cpu"`, `"cuda"`, `"mps"`, or `"auto"` for the fastest there is.
+    progress
+        Show a progress bar when training takes more than a second.
+    key_added
+        Name of the SAE, and of its slots in `uns`, `obsm` and `varm`.
+
+    Returns
+    -------
+    Nothing. Writes `uns[key_added]` with `params`, `weights` (`W_enc` (d, h), `b_enc` (h,), `W_dec` (h, d), `b_dec`
+    (d,), float32; `input_names` if the columns have names) and `history` (a row per record: loss, FVU, L0 and dead
+    fraction in training, FVU and L0 on the held-out cells; FVU is the fraction of variance unexplained, Σ‖x − x̂‖² /
+    Σ‖x − mean‖², in the raw embedding). Results of an earlier SAE under the same key are removed.
+
+    Raises
+    ------
+    KeyError
+        The embedding or layer is not there.
+    ValueError
+        NaN or infinite values, fewer than 10 cells, a setting out of range or that the architecture does not use.
+    FloatingPointError
+        Training diverged.
+
+    Examples
+    --------
+    >>> import sae
+    >>> adata = sae.datasets.pbmc68k()
+    >>> sae.tl.fit(adata, use_rep="X_pca", n_features=32, steps=200)
+    >>> adata.uns["sae"]["weights"]["W_dec"].shape
+    (32, 50)
+    """
+    from scanpy import logging as logg
+
+    held = holder(data, mod)
+    _schema.check_key(key_added, held)
+    _check_choices(architecture, preprocess, n_features, k, l1, validation)
+    found = representation(held, use_rep, layer)
+    x, (n, d) = found.matrix, found.matrix.shape
+    if n < MIN_CELLS:
+        raise ValueError(f"{found.where} has {n} cells; an SAE needs at least {MIN_CELLS}.")
+
+    seed = int(np.random.default_rng(rng).integers(2**31)) if not isinstance(rng, int | np.integer) else int(rng)
+    shuffled = np.random.default_rng(seed).permutation(n)
+    n_val = round(validation * n)
+    val_rows, train_rows = np.sort(shuffled[:n_val]), np.sort(shuffled[n_val:])
+    scaling = fit_scaling(x, preprocess)
+    if len(scaling.kept) < d:
+        logg.warning(f"{d - len(scaling.kept)} of {d} columns of {found.where} are constant; they get zero weight.")
+
+    n_features = n_features or default_n_features(n, d)
+    sparsity = ARCHITECTURES[architecture].sparsity
+    if sparsity == "k":
+        k = k or default_k(d, n_features)
+        if k > n_features:
+            raise ValueError(f"k={k} is larger than n_features={n_features}. Choose k up to the number of features.")
+    else:
+        l1 = DEFAULT_L1 if l1 is None else l1
+    learning_rate = learning_rate or default_learning_rate(n_features)
+    batch_size = min(batch_size or default_batch_size(n), len(train_rows))
+    steps = steps or max(round(9 / learning_rate), -(-len(train_rows) // batch_size))
+
+    from ..core.train import Settings, choose_device
+
+    settings = Settings(architecture, n_features, k, l1, learning_rate, steps, batch_size, seed, choose_device(device))
+    start = logg.info(f"training {n_features} features on {found.where} ({n} × {d})")
+    trained, records = _train_with_bar(x, scaling, settings, train_rows, val_rows, progress)
+
+    train_fit, val_fit = (_goodness(trained, x, rows, scaling.variance) for rows in (train_rows, val_rows))
+    params: dict[str, Any] = {
+        "architecture": architecture,
+        "n_features": n_features,
+        sparsity: {"k": k, "l1": l1}[sparsity],
+        "use_rep": None if layer is not None else (use_rep or "X_pca"),
+        "layer": layer,
+        "preprocess": preprocess,
+        "learning_rate": float(learning_rate),
+        "steps": steps,
+        "batch_size": batch_size,
+        "validation": float(validation),
+        "seed": seed,
+        "n_obs": n,
+        "n_constant_inputs": d - len(scaling.kept),
+        "input_scale": float(scaling.forward[0]) if preprocess == "center" else None,
+        "variance": scaling.variance,
+        "fvu": train_fit[0],
+        "l0": train_fit[1],
+        "val_fvu": val_fit[0],
+        "val_l0": val_fit[1],
+        "fingerprint": fingerprint(held, x),
+        "version": importlib.metadata.version("scsae"),
+    }
+    weights: dict[str, np.ndarray] = {name: getattr(trained, name) for name in _schema.WEIGHTS}
+    if found.names is not None:
+        weights["input_names"] = found.names.astype(object)
+    history = _schema.plain_index(pd.DataFrame([vars(record) for record in records]))
+    stored = {
+        "schema_version": _schema.SCHEMA_VERSION,
+        "params": params,
+        "weights": weights,
+        "history": history,
+    }
+    _schema.drop_results(held, key_added)
+    _schema.write(held, key_added, stored)
+    logg.info(
+        "    finished",
+        time=start,
+        deep=f"added\n    {held.where}.uns[{key_added!r}], the SAE: FVU {train_fit[0]:.3f} "
+        f"(held out {val_fit[0]:.3f}), {train_fit[1]:.1f} active features per cell",
+    )
+
+
+def default_n_features(n: int, d: int) -> int:
+    """Largest power of two that leaves 32 cells a feature, within 32 and the power of two from 8 d on (≤ 8,192)."""
+    low, high = N_FEATURES_RANGE
+    widest = max(low, min(high, 2 ** int(np.ceil(np.log2(FEATURES_PER_INPUT * d)))))
+    return int(np.clip(2 ** int(np.log2(max(n // CELLS_PER_FEATURE, 1))), low, widest))
+
+
+def default_k(d: int, n_features: int) -> int:
+    """A quarter of the embedding's width, between 4 and 32, at most 3/8 of the features and at least 1."""
+    return max(1, min(int(np.clip(d // 4, *K_RANGE)), 3 * n_features // 8))
+
+
+def default_learning_rate(n_features: int) -> float:
+    """Return 2e-4 · √(16384 / h)."""
+    return float(2e-4 * np.sqrt(16384 / n_features))
+
+
+def default_batch_size(n: int) -> int:
+    """Return 256 below 50,000 cells, 1,024 below a million, else 4,096."""
+    return 256 if n < 50_000 else 1024 if n < 1_000_000 else 4096
+
+
+def _check_choices(
+    architecture: str, preprocess: str, n_features: int | None, k: int | None, l1: float | None, validation: float
+) -> None:
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"architecture={architecture!r} is not one of {', '.join(map(repr, ARCHITECTURES))}.")
+    if preprocess not in PREPROCESS:
+        raise ValueError(f"preprocess={preprocess!r} is not one of {', '.join(map(repr, PREPROCESS))}.")
+    for name, value in (("n_features", n_features), ("k", k)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value} is below 1. Leave it out to have it chosen from the data.")
+    if l1 is not None and l1 < 0:
+        raise ValueError(f"l1={l1} is negative; the penalty must be 0 or more.")
+    if not 0 <= validation < 1:
+        raise ValueError(f"validation={validation} is not a share of the cells from 0 up to, not including, 1.")
+    sparsity = ARCHITECTURES[architecture].sparsity
+    for name, given in (("k", k is not None), ("l1", l1 is not None)):
+        if given and name != sparsity:
+            raise ValueError(f"architecture={architecture!r} is made sparse by {sparsity}=, not by {name}=.")
+
+
+def _train_with_bar(
+    x: Matrix, scaling: Any, settings: Settings, train_rows: np.ndarray, val_rows: np.ndarray, progress: bool
+) -> tuple[Any, list[Record]]:
+    from tqdm.auto import tqdm
+
+    from ..core.train import train
+
+    with tqdm(total=settings.steps, desc="fit", unit="step", delay=1, disable=not progress) as bar:
+
+        def on_step(step: int, record: Record | None) -> None:
+            bar.update()
+            if record is not None:
+                bar.set_postfix(fvu=f"{record.fvu:.3f}", l0=f"{record.l0:.1f}", dead=f"{record.dead_fraction:.0%}")
+
+        return train(x, scaling, settings, train_rows=train_rows, val_rows=val_rows, on_step=on_step)
+
+
+def _goodness(trained: Any, x: Matrix, rows: np.ndarray, variance: float) -> tuple[float, float]:
+    """Return FVU and L0 of the folded weights on some cells; NaN for none."""
+    if len(rows) == 0:
+        return float("nan"), float("nan")
+    encoded = trained.encode(x[rows])
+    return float(encoded.squared_error.mean() / variance), encoded.activations.nnz / len(rows)
