@@ -184,7 +184,7 @@ def resolve(features: Features, names: pd.Index) -> np.ndarray:
                 )
             positions.append(int(feature))
         elif feature in names:
-            positions.append(int(names.get_indexer([feature])[0]))
+            positions.append(int(names.get_indexer(pd.Index([feature]))[0]))
         else:
             nearest = difflib.get_close_matches(str(feature), list(names), n=3, cutoff=0)
             raise KeyError(
