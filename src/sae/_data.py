@@ -148,7 +148,12 @@ def in_memory(matrix: Any, where: str) -> Matrix:
     if matrix is None:
         raise ValueError(f"{where} is None: there are no values to read.")
     if sparse.issparse(matrix):
-        return sparse.csr_matrix(matrix)
+        rows = sparse.csr_matrix(matrix)
+        if not rows.has_canonical_format:
+            # SciPy sorts in place when it needs order, and these arrays are the user's.
+            rows = rows.copy()
+            rows.sum_duplicates()
+        return rows
     if isinstance(matrix, np.ndarray):
         return np.asarray(matrix)
     if hasattr(matrix, "dask"):
@@ -165,7 +170,9 @@ def refuse_non_finite(matrix: Matrix, where: str) -> None:
     """Raise an error that says how many values are NaN or infinite and in which rows."""
     if not np.issubdtype(matrix.dtype, np.inexact):
         return
-    if np.isfinite(matrix.sum(dtype=np.float64)):
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = matrix.sum(dtype=np.float64)
+    if np.isfinite(total):
         return
     bad_rows, n_bad = [], 0
     for rows in row_blocks(matrix.shape[0], SCAN_ROWS):
@@ -190,17 +197,28 @@ def fingerprint(held: Holder, matrix: Matrix) -> str:
     return "-".join(digests)
 
 
-def recomputed(held: Holder, use_rep: str | None, layer: str | None, earlier: str) -> bool:
-    """Tell whether the same cells now have another representation than when `earlier` was taken."""
+def recomputed(held: Holder, use_rep: str | None, layer: str | None, names: Sequence[str], earlier: str) -> bool:
+    """Tell whether the same cells now have another representation than when `earlier` was taken.
+
+    Columns that have names are compared in the order of `names`; where some of those are gone, nothing can be told.
+    """
     slot = held.data.obsm if layer is None else held.data.layers
     key = use_rep if layer is None else layer
-    matrix = held.data.X if layer is None and use_rep == "X" else slot.get(key)
+    of_genes = layer is not None or use_rep == "X"
+    matrix = held.data.X if layer is None and of_genes else slot.get(key)
+    found = held.data.var_names if of_genes and not is_mudata(held.data) else None
     if isinstance(matrix, pd.DataFrame):
-        matrix = matrix.to_numpy()
+        found, matrix = matrix.columns.astype(str), matrix.to_numpy()
     if not (isinstance(matrix, np.ndarray) or sparse.issparse(matrix)):
         return False
-    names, values = fingerprint(held, matrix.tocsr() if sparse.issparse(matrix) else matrix).split("-")
-    return names == earlier.split("-")[0] and values != earlier.split("-")[1]
+    matrix = matrix.tocsr() if sparse.issparse(matrix) else matrix
+    if found is not None and len(names) and not np.array_equal(found, names):
+        position = found.get_indexer(pd.Index(names)) if found.is_unique else np.array([-1])
+        if (position < 0).any():
+            return False
+        matrix = matrix[:, position]
+    cells, values = fingerprint(held, matrix).split("-")
+    return cells == earlier.split("-")[0] and values != earlier.split("-")[1]
 
 
 def expression(
@@ -297,7 +315,7 @@ def log1p_base(source: ad.AnnData, matrix: Matrix) -> float | None:
 
 def columns_in_order(found: Representation, names: Sequence[str]) -> Matrix:
     """Return the columns of a representation that an SAE was trained on, in its order."""
-    if found.names is None or np.array_equal(found.names, names):
+    if found.names is None or len(names) == 0 or np.array_equal(found.names, names):
         return found.matrix
     position = pd.Index(found.names).get_indexer(pd.Index(names))
     missing = [name for name, place in zip(names, position, strict=True) if place < 0]

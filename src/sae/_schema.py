@@ -25,6 +25,9 @@ ENRICHMENT = (
 LABELS = ("feature", "groupby", "label", "auroc", "f1", "difference", "pval", "padj")
 MADE_BY = {"genes": "rank_genes", "enrichment": "enrich", "labels": "score_labels", "features": "encode"}
 
+OTHER_TYPES = {"overlap": np.int64, "size": np.int64, "genes": np.object_}
+"""Of the columns that are neither categories nor float64."""
+
 Features = str | int | Sequence[str | int] | None
 
 
@@ -82,19 +85,21 @@ def activations(held: Holder, key: str) -> sparse.csr_matrix:
     stored = read(held, key)
     if key not in held.data.obsm or "features" not in stored:
         raise KeyError(f"{held.where}.obsm has no activations {key!r}. Run sae.tl.encode(..., key={key!r}) first.")
-    warn_if_changed(held, key, stored["encoded"])
+    warn_if_changed(held, key, stored["encoded"], stored["weights"].get("input_names", ()), stacklevel=4)
     return sparse.csr_matrix(held.data.obsm[key])
 
 
-def warn_if_changed(held: Holder, key: str, encoded: Mapping[str, Any]) -> None:
+def warn_if_changed(
+    held: Holder, key: str, encoded: Mapping[str, Any], names: Sequence[str], *, stacklevel: int
+) -> None:
     """Warn when the cells that were encoded are still there but their representation has other values."""
     use_rep, layer = encoded["use_rep"], encoded["layer"]
-    if recomputed(held, use_rep, layer, encoded["fingerprint"]):
+    if recomputed(held, use_rep, layer, names, encoded["fingerprint"]):
         warnings.warn(
             f"{held.where} has another {layer or use_rep!r} than when {key!r} was made from it. "
             "Run sae.tl.fit or sae.tl.encode again to bring the features up to date.",
             UserWarning,
-            stacklevel=4,
+            stacklevel=stacklevel,
         )
 
 
@@ -126,7 +131,8 @@ def statistics_table(key: str, a: sparse.csr_matrix) -> pd.DataFrame:
     """Summarise each feature over the cells: the table that other verbs add columns to."""
     n, h = a.shape
     n_cells = a.getnnz(axis=0)
-    total = np.asarray(a.sum(axis=0, dtype=np.float64)).ravel()
+    # Not a.sum(axis=0, dtype=np.float64): SciPy adds up in float32 and converts the result.
+    total = np.bincount(a.indices, weights=a.data, minlength=h)
     highest = a.max(axis=0).toarray().ravel() if n else np.zeros(h, dtype=np.float32)
     return pd.DataFrame(
         {
@@ -144,7 +150,9 @@ def tidy(columns: Mapping[str, np.ndarray], order: Sequence[str], categories: Ma
     """Build a long table; columns with known categories are given as codes into them. No columns make an empty table."""
     data: dict[str, Any] = {}
     for name in order:
-        values = columns.get(name, np.empty(0, dtype=np.int64 if name in categories else np.float64))
+        values = columns.get(
+            name, np.empty(0, dtype=np.int64 if name in categories else OTHER_TYPES.get(name, np.float64))
+        )
         if name in categories:
             data[name] = pd.Categorical.from_codes(values, categories=categories[name]).remove_unused_categories()
         else:
@@ -163,8 +171,13 @@ def replace_rows(old: pd.DataFrame | None, new: pd.DataFrame, column: str, value
     if kept is None or kept.empty:
         return new
     joined = {}
-    for name in new.columns:
-        pair = [kept[name], new[name]]
+    for name in dict.fromkeys([*kept.columns, *new.columns]):
+        dtype = (new if name in new else kept)[name].dtype
+        # Tables of a lone AnnData have no `modality`.
+        pair = [
+            part[name] if name in part else pd.Series(pd.Categorical.from_codes(np.full(len(part), -1), dtype=dtype))
+            for part in (kept, new)
+        ]
         categorical = all(isinstance(part.dtype, pd.CategoricalDtype) for part in pair)
         joined[name] = pd.api.types.union_categoricals(pair) if categorical else pd.concat(pair, ignore_index=True)
     return plain_index(pd.DataFrame(joined))

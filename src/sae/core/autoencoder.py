@@ -14,8 +14,8 @@ from .rows import Matrix, dense_rows, row_blocks
 BLOCK_ROWS = 512
 """Rows of one encoder product.
 
-It never changes with the data: a matrix product of another shape may add up in another order, and then a cell's
-activations would depend on the cells that happen to be encoded with it.
+It never changes with the data: a product of another shape may add up in another order, and then a cell's activations
+would depend on the cells that happen to be encoded with it.
 """
 
 
@@ -89,7 +89,8 @@ class Autoencoder:
             size = rows.stop - rows.start
             block[:size] = dense_rows(x, rows)
             block[size:] = 0
-            np.matmul(block, self.W_enc, out=pre)
+            # Not matmul: BLAS kernels for AVX2 add up in an order that depends on the place of the row in the block.
+            np.einsum("nd,dh->nh", block, self.W_enc, out=pre, casting="same_kind")
             pre += self.b_enc
             part = self._activate(pre[:size])
             squared_error[rows] = np.square(block[:size] - self.decode(part), dtype=np.float64).sum(axis=1)

@@ -68,7 +68,8 @@ def score_labels(a: sparse.csr_matrix, codes: np.ndarray, n_labels: int) -> Labe
     codes
         (n,) label of each cell, 0 ... n_labels − 1.
     """
-    a = sparse.csc_matrix(a)
+    a = sparse.csc_matrix(a, copy=True)
+    a.eliminate_zeros()
     n, h = a.shape
     indicator = sparse.csr_matrix((np.ones(n), (codes, np.arange(n))), shape=(n_labels, n))
     n_in = np.bincount(codes, minlength=n_labels).astype(np.float64)[:, None]
@@ -81,7 +82,7 @@ def score_labels(a: sparse.csr_matrix, codes: np.ndarray, n_labels: int) -> Labe
     ranks, ties = _descending_ranks(values, columns, a.indptr, n, ends)
     rank_matrix = sparse.csc_matrix((ranks, a.indices[sort], a.indptr), shape=(n, h))
     active = sparse.csc_matrix((np.ones(a.nnz), a.indices, a.indptr), shape=(n, h))
-    n_zero = n - np.diff(a.indptr)
+    n_zero = n - np.diff(a.indptr).astype(np.float64)
     rank_sum = (indicator @ rank_matrix).toarray() + (n_in - (indicator @ active).toarray()) * (n_zero + 1) / 2
     u = rank_sum - n_in * (n_in + 1) / 2
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -116,9 +117,9 @@ def _descending_ranks(
     position = np.arange(len(values)) - indptr[columns]
     run = np.cumsum(ends) - ends
     last = position[ends]
-    size = np.bincount(run, minlength=len(last))
+    size = np.bincount(run, minlength=len(last)).astype(np.float64)
     average_position = last - (size - 1) / 2
-    ties = np.bincount(columns[ends], weights=(size**3 - size).astype(np.float64), minlength=len(indptr) - 1)
+    ties = np.bincount(columns[ends], weights=size**3 - size, minlength=len(indptr) - 1)
     return n - average_position[run], ties
 
 

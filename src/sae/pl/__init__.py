@@ -1,3 +1,7 @@
-"""Figures, one per result. All return Axes."""
+"""Figures, one per result, each on given Axes and returning Axes."""
 
-__all__: list[str] = []
+from ._enrichment import enrichment
+from ._feature_umap import feature_umap
+from ._history import history
+
+__all__ = ["enrichment", "feature_umap", "history"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import warnings
 
 import numpy as np
@@ -90,13 +91,13 @@ def encode(
             f"(it was trained on {params['layer'] or params['use_rep']!r})."
         )
     if reference is None:
-        _schema.warn_if_changed(held, key, params)
+        _schema.warn_if_changed(held, key, params, stored["weights"].get("input_names", ()), stacklevel=3)
 
     start = logg.info(f"encoding {found.where} with {key!r}")
     with tqdm(total=x.shape[0], desc="encode", unit="cell", delay=1, disable=not progress) as bar:
         encoded = model.encode(x, on_block=bar.update)
     activations = encoded.activations
-    fvu = float(np.mean(encoded.squared_error) / params["variance"])
+    fvu = float(np.mean(encoded.squared_error) / params["variance"]) if x.shape[0] else float("nan")
     trained_fvu = params["val_fvu"] if np.isfinite(params["val_fvu"]) else params["fvu"]
     if fvu > BAD_FIT * trained_fvu:
         warnings.warn(
@@ -107,6 +108,8 @@ def encode(
             stacklevel=2,
         )
     new = {name: stored[name] for name in ("schema_version", "params", "weights", "history")}
+    if reference is not None:
+        new = copy.deepcopy(new)
     new["features"] = _schema.statistics_table(key, activations)
     new["encoded"] = {
         "use_rep": use_rep,
@@ -114,7 +117,7 @@ def encode(
         "n_obs": x.shape[0],
         "fvu": fvu,
         "l0": activations.nnz / max(x.shape[0], 1),
-        "fingerprint": fingerprint(held, found.matrix),
+        "fingerprint": fingerprint(held, x),
     }
     _schema.drop_results(held, key)
     _schema.write(held, key, new, activations)

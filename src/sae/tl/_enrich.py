@@ -149,8 +149,8 @@ def enrich(
         "direction": pd.Index(DIRECTIONS),
     }
     table = _schema.tidy(columns, _schema.ENRICHMENT, categories)
-    if var_mod is not None:
-        table["modality"] = pd.Categorical([var_mod] * len(table))
+    if modality := var_mod or mod:
+        table["modality"] = pd.Categorical([modality] * len(table))
 
     stored = _schema.read(held, key)
     table = _schema.replace_rows(stored.get("enrichment"), table, "collection", collection)
@@ -199,7 +199,7 @@ class _Listed:
             "gene_set": s,
             "direction": np.full(len(f), DIRECTIONS.index(direction)),
             "overlap": overlap[f, s],
-            "size": self.sets.members.getnnz(axis=1)[s],
+            "size": self.sets.members.getnnz(axis=1)[s].astype(np.int64),
             "score": score[f, s],
             "pval": pval[f, s],
             "padj": padj[f, s],

@@ -128,7 +128,8 @@ def fit(
 
     held = holder(data, mod)
     _schema.check_key(key_added, held)
-    _check_choices(architecture, preprocess, n_features, k, l1, validation)
+    _check_choices(architecture, preprocess, k, l1, validation)
+    _check_positive(n_features=n_features, k=k, learning_rate=learning_rate, steps=steps, batch_size=batch_size)
     found = representation(held, use_rep, layer)
     x, (n, d) = found.matrix, found.matrix.shape
     if n < MIN_CELLS:
@@ -138,6 +139,8 @@ def fit(
     shuffled = np.random.default_rng(seed).permutation(n)
     n_val = round(validation * n)
     val_rows, train_rows = np.sort(shuffled[:n_val]), np.sort(shuffled[n_val:])
+    if len(train_rows) == 0:
+        raise ValueError(f"validation={validation} holds out all {n} cells of {found.where}. Lower it.")
     scaling = fit_scaling(x, preprocess)
     if len(scaling.kept) < d:
         logg.warning(f"{d - len(scaling.kept)} of {d} columns of {found.where} are constant; they get zero weight.")
@@ -226,16 +229,18 @@ def default_batch_size(n: int) -> int:
     return 256 if n < 50_000 else 1024 if n < 1_000_000 else 4096
 
 
-def _check_choices(
-    architecture: str, preprocess: str, n_features: int | None, k: int | None, l1: float | None, validation: float
-) -> None:
+def _check_positive(**settings: float | None) -> None:
+    for name, value in settings.items():
+        lowest = "not above 0" if name == "learning_rate" else "below 1"
+        if value is not None and (value <= 0 or (value < 1 and name != "learning_rate")):
+            raise ValueError(f"{name}={value} is {lowest}. Leave it out to have it chosen from the data.")
+
+
+def _check_choices(architecture: str, preprocess: str, k: int | None, l1: float | None, validation: float) -> None:
     if architecture not in ARCHITECTURES:
         raise ValueError(f"architecture={architecture!r} is not one of {', '.join(map(repr, ARCHITECTURES))}.")
     if preprocess not in PREPROCESS:
         raise ValueError(f"preprocess={preprocess!r} is not one of {', '.join(map(repr, PREPROCESS))}.")
-    for name, value in (("n_features", n_features), ("k", k)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name}={value} is below 1. Leave it out to have it chosen from the data.")
     if l1 is not None and l1 < 0:
         raise ValueError(f"l1={l1} is negative; the penalty must be 0 or more.")
     if not 0 <= validation < 1:
@@ -258,7 +263,9 @@ def _train_with_bar(
         def on_step(step: int, record: Record | None) -> None:
             bar.update()
             if record is not None:
-                bar.set_postfix(fvu=f"{record.fvu:.3f}", l0=f"{record.l0:.1f}", dead=f"{record.dead_fraction:.0%}")
+                bar.set_postfix(
+                    fvu=f"{record.fvu:.3f}", l0=f"{record.l0:.1f}", dead=f"{record.dead_fraction:.0%}", refresh=False
+                )
 
         return train(x, scaling, settings, train_rows=train_rows, val_rows=val_rows, on_step=on_step)
 

@@ -106,8 +106,8 @@ def rank_genes(
             blocks.append(_best_genes(block, n_genes))
             bar.update(len(block.features))
     table = _table(blocks, _schema.feature_names(key, a.shape[1]), expressed.genes)
-    if var_mod is not None:
-        table["modality"] = pd.Categorical([var_mod] * len(table))
+    if modality := var_mod or mod:
+        table["modality"] = pd.Categorical([modality] * len(table))
     _schema.write(held, key, {**_schema.read(held, key), "genes": table})
     logg.info(
         "    finished",

@@ -128,8 +128,8 @@ def _labels(obs: pd.DataFrame, groupby: str, where: str) -> pd.Categorical:
         )
     labels = pd.Categorical(column).remove_unused_categories()
     if len(labels.categories) < 2:
+        found = f"only one label ({listing(labels.categories)})" if len(labels.categories) else "no labels"
         raise ValueError(
-            f"{where}.obs[{groupby!r}] has {len(labels.categories)} label ({listing(labels.categories)}); "
-            "a feature can only be told from another label: two are needed."
+            f"{where}.obs[{groupby!r}] has {found}; a feature can only be told from another label: two are needed."
         )
     return labels

@@ -1,0 +1,122 @@
+"""The whole job on one data set: train, encode, genes, gene sets, labels, figures and tables.
+
+Run `python -m sae.demo --help`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import anndata as ad
+import pandas as pd
+
+import sae
+
+MOST_LABELS = 50
+N_SHOWN, N_DRAWN = 12, 8
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the demo with command-line arguments."""
+    options = _parser().parse_args(arguments)
+    out: Path = options.out
+    out.mkdir(parents=True, exist_ok=True)
+    adata = ad.read_h5ad(options.h5ad) if options.h5ad else sae.datasets.pbmc68k()
+    net, collection = (options.net, None) if options.net else (sae.datasets.immune_markers(), "immune_markers")
+    groupby = options.groupby or _guess_labels(adata)
+    print(f"{adata.n_obs} cells × {adata.n_vars} genes; labels: {groupby or 'none'}")
+
+    with _timed("sae.tl.fit"):
+        sae.tl.fit(adata, use_rep=options.use_rep)
+    with _timed("sae.tl.encode"):
+        sae.tl.encode(adata)
+    with _timed("sae.tl.rank_genes"):
+        sae.tl.rank_genes(adata)
+    with _timed("sae.tl.enrich"):
+        sae.tl.enrich(adata, net, collection=collection)
+    if groupby:
+        with _timed("sae.tl.score_labels"):
+            sae.tl.score_labels(adata, groupby)
+
+    named = summary(adata, groupby)
+    with _timed("figures and tables"):
+        _draw(adata, list(named.drop_duplicates("gene_set")["feature"].head(N_DRAWN)), out)
+        adata.write_h5ad(out / "adata.h5ad")
+        named.to_csv(out / "summary.csv", index=False)
+        for name in ("features", "genes", "enrichment", "labels", "history"):
+            if name in adata.uns["sae"]:
+                getattr(sae.get, name)(adata).to_csv(out / f"{name}.csv", index=name == "features")
+    params = adata.uns["sae"]["params"]
+    print(
+        f"\n{params['n_features']} features, {params['l0']:.1f} active per cell, "
+        f"FVU {params['fvu']:.3f} (held out {params['val_fvu']:.3f}). The best for each gene set:\n"
+    )
+    print(named.drop_duplicates("gene_set").head(N_SHOWN).to_string(index=False))
+    print(f"\nWritten to {out}: " + ", ".join(sorted(path.name for path in out.iterdir())))
+
+
+def summary(adata: ad.AnnData, groupby: str | None) -> pd.DataFrame:
+    """One row per feature that has a significant gene set: the set, the best label and the top genes."""
+    sets = sae.get.enrichment(adata, direction="up", max_padj=0.05, n=1)
+    table = sets[["feature", "gene_set", "padj"]].astype({"feature": str})
+    features = sae.get.features(adata)
+    table["cells"] = features.loc[table["feature"], "n_cells"].to_numpy()
+    if groupby:
+        best = features.loc[table["feature"]]
+        table["label"] = best[f"{groupby}_label"].astype(str).to_numpy()
+        table["auroc"] = best[f"{groupby}_auroc"].round(3).to_numpy()
+    top = sae.get.genes(adata, direction="up", n=5).groupby("feature", observed=True)["gene"].agg(", ".join)
+    table["genes"] = table["feature"].map(top)
+    table["padj"] = table["padj"].map("{:.0e}".format)
+    return table
+
+
+def _guess_labels(adata: ad.AnnData) -> str | None:
+    """Take the first categorical column of `obs` that can be cell types."""
+    for name, column in adata.obs.items():
+        if isinstance(column.dtype, pd.CategoricalDtype) and 2 <= column.nunique() <= MOST_LABELS:
+            return str(name)
+    return None
+
+
+def _draw(adata: ad.AnnData, features: list[str], out: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    sae.pl.history(adata)
+    plt.savefig(out / "history.png", dpi=150)
+    if features:
+        sae.pl.enrichment(adata)
+        plt.savefig(out / "enrichment.png", dpi=150)
+    basis = next((key for key in ("X_umap", "X_tsne") if key in adata.obsm), None)
+    if basis and features:
+        sae.pl.feature_umap(adata, features, basis=basis)
+        plt.savefig(out / "feature_umap.png", dpi=150, bbox_inches="tight")
+    plt.close("all")
+
+
+@contextmanager
+def _timed(what: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    print(f"{what:<24} {time.perf_counter() - start:6.1f} s", flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m sae.demo", description=__doc__.splitlines()[0])
+    parser.add_argument("--h5ad", type=Path, help="cells with an embedding; by default 700 PBMC that come with Scanpy")
+    parser.add_argument("--use-rep", help='key of obsm, or "X" (default: X_pca)')
+    parser.add_argument("--net", help="GMT file of gene sets; by default markers of immune cell types")
+    parser.add_argument("--groupby", help="column of obs with labels (default: the first categorical one)")
+    parser.add_argument("--out", type=Path, default=Path("sae-demo"), help="folder for the results (default: sae-demo)")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import contextlib
+import textwrap
+from typing import TYPE_CHECKING
+
+from .. import get
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .._data import Data
+
+MAX_PADJ = 0.05
+WIDTH = 32
+
+
+def titles(data: Data, features: Sequence[str], *, key: str, mod: str | None) -> list[str]:
+    """Write a title per feature: its name and, below it, its top gene set, or else its best label."""
+    meaning: dict[str, str] = {}
+    with contextlib.suppress(KeyError):
+        best = get.labels(data, list(features), max_padj=MAX_PADJ, n=1, key=key, mod=mod)
+        meaning |= dict(zip(best["feature"], best["label"], strict=True))
+    with contextlib.suppress(KeyError):
+        best = get.enrichment(data, list(features), direction="up", max_padj=MAX_PADJ, n=1, key=key, mod=mod)
+        meaning |= dict(zip(best["feature"], best["gene_set"], strict=True))
+    return [f"{name}\n{shorten(meaning[name])}" if name in meaning else name for name in features]
+
+
+def shorten(name: str) -> str:
+    """Cut a long name at a word."""
+    return textwrap.shorten(name, WIDTH, placeholder=" ...") if len(name) > WIDTH else name

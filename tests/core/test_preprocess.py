@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from sae.core import preprocess as module
+from sae.core.autoencoder import Autoencoder
+from sae.core.preprocess import PREPROCESS, fit_scaling
+
+D, CONSTANTS = 8, {2: 0.0, 5: 3.25}
+VARYING = [column for column in range(D) if column not in CONSTANTS]
+
+
+def cells(n=300, *, constants=CONSTANTS, seed=0):
+    """Correlated columns of different mean and spread (n, d), with constant ones among them."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, D)) @ rng.normal(size=(D, D)) * np.geomspace(0.2, 20, D) + rng.normal(size=D) * 10
+    for column, value in constants.items():
+        x[:, column] = value
+    return x.astype(np.float32)
+
+
+def trained(m, h=13, *, activation="relu", k=None, seed=1):
+    """An SAE of a training space with m columns."""
+    rng = np.random.default_rng(seed)
+    shapes = {"W_enc": (m, h), "b_enc": h, "W_dec": (h, m), "b_dec": m}
+    return Autoencoder(**{name: rng.normal(size=shape) for name, shape in shapes.items()}, activation=activation, k=k)
+
+
+def test_center_has_one_factor_and_a_mean_squared_norm_of_the_number_of_varying_columns():
+    x = cells()
+    y = fit_scaling(x, "center").transform(x)
+    assert y.shape == (300, len(VARYING))
+    assert y.dtype == np.float32
+    np.testing.assert_allclose(y.mean(axis=0), 0, atol=1e-5)
+    np.testing.assert_allclose(np.square(y).sum(axis=1).mean(), len(VARYING), rtol=1e-5)
+    factor = y.std(axis=0) / x[:, VARYING].std(axis=0)
+    np.testing.assert_allclose(factor, factor[0], rtol=1e-4)
+
+
+def test_standardize_gives_each_varying_column_unit_variance():
+    x = cells()
+    y = fit_scaling(x, "standardize").transform(x)
+    np.testing.assert_allclose(y.mean(axis=0), 0, atol=1e-5)
+    np.testing.assert_allclose(y.var(axis=0), 1, rtol=1e-5)
+
+
+def test_whiten_gives_the_identity_covariance_up_to_the_ridge():
+    x = cells()
+    scaling = fit_scaling(x, "whiten")
+    y = scaling.transform(x).astype(np.float64)
+    eigenvalues = np.linalg.eigvalsh(np.cov(x[:, VARYING].astype(np.float64), rowvar=False, bias=True))
+    shrunken = eigenvalues / (eigenvalues + 1e-3 * eigenvalues.mean())
+    covariance = np.cov(y, rowvar=False, bias=True)
+    np.testing.assert_allclose(covariance, np.diag(shrunken), atol=1e-5)
+    assert shrunken.max() > 0.99
+
+
+@pytest.mark.parametrize("kind", PREPROCESS)
+def test_backward_undoes_forward(kind):
+    x = cells()
+    scaling = fit_scaling(x, kind)
+    y = scaling.transform(x).astype(np.float64)
+    back = (y * scaling.backward if scaling.backward.ndim == 1 else y @ scaling.backward) + x.mean(axis=0)[VARYING]
+    np.testing.assert_allclose(back, x[:, VARYING], rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", PREPROCESS)
+def test_mean_and_variance_are_those_of_numpy(kind):
+    x = cells().astype(np.float64)
+    scaling = fit_scaling(x, kind)
+    np.testing.assert_array_equal(scaling.kept, VARYING)
+    np.testing.assert_allclose(scaling.mean, x.mean(axis=0), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(scaling.variance, np.square(x - x.mean(axis=0)).sum(axis=1).mean(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", PREPROCESS)
+def test_csr_and_blocks_of_rows_give_the_same_scaling(kind):
+    x = np.where(np.random.default_rng(3).random((300, D)) < 0.5, cells(constants={}), 0)
+    expected = fit_scaling(x, kind)
+    for other in (fit_scaling(sparse.csr_matrix(x), kind), fit_scaling(x, kind, block_rows=7)):
+        for name in ("mean", "kept", "variance"):
+            np.testing.assert_allclose(getattr(other, name), getattr(expected, name), rtol=1e-12)
+        # Eigenvectors have no sign of their own.
+        np.testing.assert_allclose(np.abs(other.forward), np.abs(expected.forward), rtol=1e-7, atol=1e-12)
+        np.testing.assert_allclose(np.abs(other.backward), np.abs(expected.backward), rtol=1e-7, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint8, bool])
+def test_whole_numbers_are_scaled_like_floats(dtype):
+    x = np.random.default_rng(0).integers(0, 2 if dtype is bool else 200, size=(120, 4)).astype(dtype)
+    for name, value in vars(fit_scaling(x.astype(np.float64), "standardize")).items():
+        np.testing.assert_allclose(getattr(fit_scaling(x, "standardize"), name), value, rtol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize("constants", [{}, CONSTANTS], ids=["all vary", "two constant"])
+@pytest.mark.parametrize("settings", [{}, {"activation": "topk", "k": 3}], ids=["relu", "topk"])
+@pytest.mark.parametrize("kind", PREPROCESS)
+def test_folded_sae_on_raw_cells_is_the_trained_one_on_scaled_cells(kind, settings, constants):
+    x = cells(constants=constants)
+    scaling = fit_scaling(x, kind)
+    sae = trained(D - len(constants), **settings)
+    folded = scaling.fold(sae)
+    assert (folded.activation, folded.k) == (sae.activation, sae.k)
+    expected, found = sae.encode(scaling.transform(x)).activations, folded.encode(x).activations
+    assert expected.nnz > len(x)
+    np.testing.assert_allclose(found.toarray(), expected.toarray(), rtol=1e-3, atol=1e-3)
+    decoded = folded.decode(expected)
+    np.testing.assert_allclose(scaling.transform(decoded), sae.decode(expected), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", PREPROCESS)
+def test_constant_columns_get_zero_weight_and_their_own_value(kind):
+    x = cells()
+    folded = fit_scaling(x, kind).fold(trained(len(VARYING)))
+    constant = list(CONSTANTS)
+    assert (folded.W_enc[constant] == 0).all()
+    assert (folded.W_dec[:, constant] == 0).all()
+    np.testing.assert_array_equal(folded.b_dec[constant], list(CONSTANTS.values()))
+    assert (folded.W_enc[VARYING] != 0).all()
+    assert folded.W_enc.shape == (D, 13)
+    assert folded.W_dec.shape == (13, D)
+    assert {getattr(folded, name).dtype for name in ("W_enc", "b_enc", "W_dec", "b_dec")} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("column", "kept"),
+    [
+        pytest.param(lambda noise: 0 * noise, False, id="zero"),
+        pytest.param(lambda noise: 0 * noise + 0.1, False, id="value with rounding"),
+        pytest.param(lambda noise: 1e4 + 1e-3 * noise, False, id="sd a ten-millionth of the mean"),
+        pytest.param(lambda noise: 1e4 + noise, True, id="sd a ten-thousandth of the mean"),
+        pytest.param(lambda noise: 1e-8 * noise, False, id="negligible beside the widest"),
+        pytest.param(lambda noise: 1e-4 * noise, True, id="narrow"),
+    ],
+)
+def test_column_is_constant_beside_its_mean_and_the_widest_column(column, kept):
+    rng = np.random.default_rng(0)
+    x = np.column_stack([rng.normal(size=200), column(rng.normal(size=200))])
+    assert fit_scaling(x, "standardize").kept.tolist() == ([0, 1] if kept else [0])
+
+
+@pytest.mark.parametrize(
+    ("n", "d", "message"),
+    [
+        pytest.param(79, 8, "estimates a 8 × 8 covariance from 79 cells", id="few cells"),
+        pytest.param(1000, 21, "it needs at most 20 columns and 10 cells per column", id="too wide"),
+    ],
+)
+def test_whiten_refuses_what_it_cannot_estimate(n, d, message, monkeypatch):
+    monkeypatch.setattr(module, "WHITEN_MAX_INPUTS", 20)
+    x = np.random.default_rng(0).normal(size=(n, d))
+    with pytest.raises(ValueError, match=message):
+        fit_scaling(x, "whiten")
+    assert len(fit_scaling(x, "standardize").kept) == d
+
+
+def test_whiten_takes_ten_cells_per_column():
+    assert len(fit_scaling(np.random.default_rng(0).normal(size=(80, 8)), "whiten").kept) == 8
+
+
+@pytest.mark.parametrize("kind", PREPROCESS)
+@pytest.mark.parametrize("value", [0.0, 0.1])
+def test_all_constant_input_is_refused(kind, value):
+    with pytest.raises(ValueError, match="All 4 columns of the representation are constant over 50 cells"):
+        fit_scaling(np.full((50, 4), value, dtype=np.float32), kind)

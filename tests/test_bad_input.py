@@ -1,0 +1,464 @@
+"""Each kind of bad input: a clear error, and the object is left exactly as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import mudata
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+import sae
+
+SETS = {"early": [f"g{i}" for i in range(8)], "late": [f"g{i}" for i in range(12, 20)]}
+
+
+@dataclass(frozen=True)
+class Case:
+    call: Callable[[Any], object]
+    error: type[Exception]
+    message: str
+    prepare: Callable[[Any], object] | None = None
+    """Changes the object (or returns another) before the call."""
+    start: str = "small"
+    """`small`: 60 cells with an SAE, encoded. `multimodal`: a MuData with one in `rna` and a joint one."""
+
+
+def put(slot: str, key: str | None, value: Callable[[Any], object]) -> Callable[[Any], None]:
+    """Prepare by setting `adata.slot[key]` (or `adata.slot`) to something made from the object."""
+
+    def prepare(adata: Any) -> None:
+        if key is None:
+            setattr(adata, slot, value(adata))
+        else:
+            getattr(adata, slot)[key] = value(adata)
+
+    return prepare
+
+
+def with_values(matrix, positions, value):
+    matrix = matrix.copy()
+    for position in positions:
+        matrix[position] = value
+    return matrix
+
+
+def without_pca(adata):
+    del adata.obsm["X_pca"]
+
+
+def without_sae(adata):
+    del adata.uns["sae"], adata.obsm["sae"]
+
+
+def refitted(adata):
+    sae.tl.fit(adata, n_features=8, steps=1)
+
+
+def from_the_future(adata):
+    adata.uns["sae"]["schema_version"] = 99
+
+
+def fit(*args, **kwargs):
+    return lambda data: sae.tl.fit(data, *args, **({"steps": 2} | kwargs))
+
+
+def rank_genes(**kwargs):
+    return lambda data: sae.tl.rank_genes(data, **kwargs)
+
+
+def enrich(net=SETS, **kwargs):
+    return lambda data: sae.tl.enrich(data, net, **kwargs)
+
+
+def score_labels(groupby="group", **kwargs):
+    return lambda data: sae.tl.score_labels(data, groupby, **kwargs)
+
+
+CASES = {
+    # ---- fit: where to read
+    "fit: no default embedding": Case(
+        fit(), KeyError, r"adata\.obsm has no 'X_pca'; it has 'sae'\. Pass one of them as use_rep=", without_pca
+    ),
+    "fit: missing use_rep": Case(
+        fit("X_scVI"), KeyError, r"adata\.obsm has no 'X_scVI'; it has 'X_pca', 'sae'\. Pass one of them"
+    ),
+    "fit: missing layer": Case(fit(layer="log"), KeyError, r"adata\.layers has no 'log'; it has none"),
+    "fit: use_rep with layer": Case(
+        fit("X_pca", layer="log"), ValueError, r"use_rep='X_pca' and layer='log' were given\. Pass one"
+    ),
+    "fit: X is None": Case(fit("X"), ValueError, r"adata\.X is None", put("X", None, lambda _: None)),
+    "fit: mod of an AnnData": Case(fit(mod="rna"), ValueError, r"mod='rna' .* is an AnnData\. Leave mod= out"),
+    "fit: MuData without mod": Case(
+        fit(), ValueError, r"Pass mod= \(one of 'rna', 'adt'\), or use_rep=.*'X_joint'", start="multimodal"
+    ),
+    "fit: layer of a MuData": Case(fit(layer="log"), ValueError, r"Pass mod=", start="multimodal"),
+    "fit: missing modality": Case(
+        fit(mod="atac"), ValueError, r"no modality 'atac'; it has 'rna', 'adt'", start="multimodal"
+    ),
+    "fit: missing joint embedding": Case(
+        fit("X_wnn"), KeyError, r"mdata\.obsm has no 'X_wnn'; it has 'X_joint', 'sae'", start="multimodal"
+    ),
+    "fit: missing use_rep of a modality": Case(
+        fit("X_wnn", mod="adt"),
+        KeyError,
+        r"mdata\.mod\['adt'\]\.obsm has no 'X_wnn'; it has 'X_pca'",
+        start="multimodal",
+    ),
+    # ---- fit: what is read
+    "fit: NaN": Case(
+        fit(),
+        ValueError,
+        r"adata\.obsm\['X_pca'\] has 3 NaN or infinite values in 2 of 60 rows \(rows 4, 7\)\. Remove",
+        put("obsm", "X_pca", lambda a: with_values(a.obsm["X_pca"], [(4, 0), (4, 2), (7, 1)], np.nan)),
+    ),
+    "fit: both infinities": Case(
+        fit(),
+        ValueError,
+        r"has 2 NaN or infinite values in 2 of 60 rows \(rows 0, 59\)",
+        put("obsm", "X_pca", lambda a: with_values(with_values(a.obsm["X_pca"], [(0, 0)], np.inf), [(59, 0)], -np.inf)),
+    ),
+    "fit: NaN in many rows": Case(
+        fit(),
+        ValueError,
+        r"has 20 NaN .* \(rows 0, 1, 2, 3, 4, \.\.\.\)",
+        put("obsm", "X_pca", lambda a: with_values(a.obsm["X_pca"], [(i, 0) for i in range(20)], np.nan)),
+    ),
+    "fit: NaN in sparse X": Case(
+        fit("X"),
+        ValueError,
+        r"adata\.X has 1 NaN or infinite values in 1 of 60 rows \(rows 5\)",
+        put("X", None, lambda a: sparse.csr_matrix(with_values(a.X, [(5, 3)], np.nan))),
+    ),
+    "fit: NaN in a DataFrame": Case(
+        fit(),
+        ValueError,
+        r"1 NaN or infinite values in 1 of 60 rows \(rows 2\)",
+        put("obsm", "X_pca", lambda a: pd.DataFrame(with_values(a.obsm["X_pca"], [(2, 0)], np.nan), index=a.obs_names)),
+    ),
+    "fit: words": Case(
+        fit(),
+        TypeError,
+        r"adata\.obsm\['X_pca'\] holds object values; expected numbers",
+        put("obsm", "X_pca", lambda a: pd.DataFrame({"a": ["b"] * 60}, index=a.obs_names, dtype=object)),
+    ),
+    "fit: no columns": Case(
+        fit(), ValueError, r"has the shape \(60, 0\)", put("obsm", "X_pca", lambda a: np.zeros((60, 0)))
+    ),
+    "fit: constant": Case(
+        fit(), ValueError, r"All 6 columns .* are constant", put("obsm", "X_pca", lambda a: np.ones((60, 6)))
+    ),
+    "fit: fewer than 10 cells": Case(
+        fit(), ValueError, r"adata\.obsm\['X_pca'\] has 9 cells; .* at least 10", lambda a: a[:9].copy()
+    ),
+    "fit: no cells": Case(fit(), ValueError, r"has 0 cells; .* at least 10", lambda a: a[:0].copy()),
+    # ---- fit: settings
+    "fit: k > n_features": Case(fit(k=9, n_features=8), ValueError, r"k=9 is larger than n_features=8\. Choose"),
+    "fit: k > default n_features": Case(fit(k=33), ValueError, r"k=33 is larger than n_features=32"),
+    "fit: n_features = 0": Case(fit(n_features=0), ValueError, r"n_features=0 is below 1\. Leave it out"),
+    "fit: n_features < 0": Case(fit(n_features=-4), ValueError, r"n_features=-4 is below 1"),
+    "fit: k = 0": Case(fit(k=0), ValueError, r"k=0 is below 1"),
+    "fit: steps = 0": Case(fit(steps=0), ValueError, r"steps=0 is below 1"),
+    "fit: steps < 0": Case(fit(steps=-5), ValueError, r"steps=-5 is below 1"),
+    "fit: batch_size = 0": Case(fit(batch_size=0), ValueError, r"batch_size=0 is below 1"),
+    "fit: learning_rate = 0": Case(fit(learning_rate=0), ValueError, r"learning_rate=0 is not above 0"),
+    "fit: learning_rate < 0": Case(fit(learning_rate=-0.1), ValueError, r"learning_rate=-0\.1 is not above 0"),
+    "fit: l1 < 0": Case(fit(architecture="vanilla", l1=-1), ValueError, r"l1=-1 is negative"),
+    "fit: k of vanilla": Case(
+        fit(architecture="vanilla", k=4), ValueError, r"'vanilla' is made sparse by l1=, not by k="
+    ),
+    "fit: l1 of topk": Case(fit(l1=0.1), ValueError, r"'topk' is made sparse by k=, not by l1="),
+    "fit: unknown architecture": Case(
+        fit(architecture="gated"), ValueError, r"'gated' is not one of 'topk', 'vanilla'"
+    ),
+    "fit: unknown preprocess": Case(fit(preprocess="zscore"), ValueError, r"'zscore' is not one of 'center'"),
+    "fit: whiten with few cells": Case(
+        fit(preprocess="whiten"),
+        ValueError,
+        r"30 × 30 covariance from 60 cells.*Use preprocess=\"center\"",
+        put("obsm", "X_pca", lambda a: np.random.default_rng(0).normal(size=(60, 30))),
+    ),
+    "fit: validation = 1": Case(fit(validation=1), ValueError, r"validation=1 is not a share"),
+    "fit: validation < 0": Case(fit(validation=-0.1), ValueError, r"validation=-0\.1 is not a share"),
+    "fit: everything held out": Case(fit(validation=0.999), ValueError, r"validation=0\.999 holds out all 60 cells"),
+    "fit: empty key": Case(fit(key_added=""), ValueError, r"key_added='' cannot name an SAE"),
+    "fit: key with a slash": Case(fit(key_added="a/b"), ValueError, r"key_added='a/b' .* without '/'"),
+    "fit: key that is no string": Case(fit(key_added=3), ValueError, r"key_added=3 cannot name"),
+    "fit: key of a modality": Case(
+        fit("X_joint", key_added="rna"), ValueError, r"key_added='rna' is the name of a modality", start="multimodal"
+    ),
+    # ---- encode
+    "encode: before fit": Case(
+        sae.tl.encode, KeyError, r"adata\.uns has no SAE 'sae' \(there is none\)\. Run sae\.tl\.fit", without_sae
+    ),
+    "encode: another key": Case(
+        lambda a: sae.tl.encode(a, key="atlas"),
+        KeyError,
+        r"has no SAE 'atlas' \(adata\.uns holds the SAEs 'sae'\)\. Run sae\.tl\.fit\(\.\.\., key_added='atlas'\)",
+    ),
+    "encode: in the other modality": Case(
+        lambda m: sae.tl.encode(m, mod="adt"),
+        KeyError,
+        r"mdata\.mod\['adt'\]\.uns has no SAE 'sae'",
+        start="multimodal",
+    ),
+    "encode: on the MuData": Case(
+        lambda m: sae.tl.encode(m, key="only_rna"),
+        KeyError,
+        r"mdata\.uns has no SAE 'only_rna'.*Modalities with an SAE: 'rna'; pass mod=",
+        start="multimodal",
+    ),
+    "encode: another dimension": Case(
+        sae.tl.encode,
+        ValueError,
+        r"adata\.obsm\['X_pca'\] has 5 columns; the SAE 'sae' reads 6 \(it was trained on 'X_pca'\)",
+        put("obsm", "X_pca", lambda a: a.obsm["X_pca"][:, :5]),
+    ),
+    "encode: embedding gone": Case(sae.tl.encode, KeyError, r"adata\.obsm has no 'X_pca'; it has 'sae'", without_pca),
+    "encode: use_rep with layer": Case(
+        lambda a: sae.tl.encode(a, use_rep="X_pca", layer="log"), ValueError, r"Pass one of them"
+    ),
+    "encode: NaN": Case(
+        sae.tl.encode,
+        ValueError,
+        r"1 NaN or infinite values in 1 of 60 rows \(rows 1\)",
+        put("obsm", "X_pca", lambda a: with_values(a.obsm["X_pca"], [(1, 0)], np.nan)),
+    ),
+    "encode: reference without SAE": Case(
+        lambda a: sae.tl.encode(a, reference=a[:, :3].copy(), key="x"), KeyError, r"has no SAE 'x'"
+    ),
+    "encode: key with a slash": Case(
+        lambda a: sae.tl.encode(a, reference=a, key="a/b"), ValueError, r"'a/b' cannot name an SAE"
+    ),
+    "encode: newer schema": Case(
+        sae.tl.encode, ValueError, r"schema version 99; this version of sae reads up to 1\. Update sae", from_the_future
+    ),
+    # ---- rank_genes
+    "rank_genes: before fit": Case(rank_genes(), KeyError, r"Run sae\.tl\.fit", without_sae),
+    "rank_genes: before encode": Case(
+        rank_genes(), KeyError, r"adata\.obsm has no activations 'sae'\. Run sae\.tl\.encode", refitted
+    ),
+    "rank_genes: scaled X": Case(
+        rank_genes(),
+        ValueError,
+        r"adata\.X has negative values \(down to -1\), so it looks scaled.*Pass layer=",
+        put("X", None, lambda a: with_values(a.X, [(0, 0)], -1)),
+    ),
+    "rank_genes: NaN": Case(
+        rank_genes(),
+        ValueError,
+        r"adata\.X has 1 NaN or infinite values in 1 of 60 rows \(rows 3\)",
+        put("X", None, lambda a: with_values(a.X, [(3, 0)], np.nan)),
+    ),
+    "rank_genes: X is None": Case(rank_genes(), ValueError, r"adata\.X is None", put("X", None, lambda _: None)),
+    "rank_genes: missing layer": Case(rank_genes(layer="log"), KeyError, r"adata\.layers has no 'log'; it has none"),
+    "rank_genes: no raw": Case(rank_genes(use_raw=True), ValueError, r"use_raw=True, but adata\.raw is not set"),
+    "rank_genes: layer with use_raw": Case(
+        rank_genes(layer="log", use_raw=True), ValueError, r"layer='log' and use_raw=True were given\. Pass one"
+    ),
+    "rank_genes: repeated genes": Case(
+        rank_genes(),
+        ValueError,
+        r"1 gene names of adata\.X occur more than once \('g1'\).*var_names_make_unique",
+        put("var_names", None, lambda a: ["g1", *a.var_names[1:]]),
+    ),
+    "rank_genes: n_genes = 0": Case(rank_genes(n_genes=0), ValueError, r"n_genes=0 is below 1"),
+    "rank_genes: pseudocount = 0": Case(rank_genes(pseudocount=0), ValueError, r"pseudocount=0 must be positive"),
+    "rank_genes: var_mod of an AnnData": Case(rank_genes(var_mod="adt"), ValueError, r"Leave var_mod= out"),
+    "rank_genes: missing var_mod": Case(
+        rank_genes(mod="rna", var_mod="atac"),
+        ValueError,
+        r"no modality 'atac'; it has 'rna', 'adt'",
+        start="multimodal",
+    ),
+    "rank_genes: joint without var_mod": Case(
+        rank_genes(), ValueError, r"var_mod= \(one of 'rna', 'adt'\)", start="multimodal"
+    ),
+    # ---- enrich
+    "enrich: before encode": Case(enrich(), KeyError, r"Run sae\.tl\.encode", refitted),
+    "enrich: no such columns": Case(
+        enrich(pd.DataFrame({"set": ["a"], "genesymbol": ["g1"]})),
+        ValueError,
+        r"net has the columns 'set', 'genesymbol'; it lacks 'source', 'target'\. A net is a table",
+    ),
+    "enrich: other identifiers": Case(
+        enrich({"set": [f"ENSG{i}" for i in range(7)]}),
+        ValueError,
+        r"no gene in common\. The net has ('ENSG\d', ){4}'ENSG\d'; the data has ('g\d', ){4}'g\d'\..*Ensembl",
+    ),
+    "enrich: sets too small": Case(
+        enrich({"set": ["g1", "g2", "g3"]}),
+        ValueError,
+        r"None of the 1 gene sets has 5 to 500 measured genes; the largest has 3\. Lower min_size=",
+    ),
+    "enrich: no sets": Case(enrich({}), ValueError, r"net has no gene sets"),
+    "enrich: string for a set": Case(
+        enrich({"set": "g1"}), TypeError, r"gene set 'set' is the string 'g1'; expected a list"
+    ),
+    "enrich: no net": Case(enrich(3), TypeError, r"net is a int; expected a DataFrame"),
+    "enrich: no such file": Case(enrich("no_such_file.gmt"), FileNotFoundError, r"no_such_file\.gmt"),
+    "enrich: two weights": Case(
+        enrich(pd.DataFrame({"source": "a", "target": ["g1", "g1"], "weight": [1, 2]})),
+        ValueError,
+        r"1 genes two weights in one set \('g1' in 'a', for one\)\. Keep one row",
+    ),
+    "enrich: unknown method": Case(enrich(method="gsea"), ValueError, r"method='gsea' is not one of 'ora', 'ulm'"),
+    "enrich: repeated genes": Case(
+        enrich(), ValueError, r"occur more than once", put("var_names", None, lambda a: ["g1", *a.var_names[1:]])
+    ),
+    "enrich: scaled X": Case(enrich(), ValueError, r"looks scaled", put("X", None, lambda a: a.X - a.X.mean(axis=0))),
+    "enrich: pseudocount < 0": Case(enrich(pseudocount=-1), ValueError, r"pseudocount=-1 must be positive"),
+    # ---- score_labels
+    "score_labels: before encode": Case(score_labels(), KeyError, r"Run sae\.tl\.encode", refitted),
+    "score_labels: missing column": Case(
+        score_labels("cell_type"), KeyError, r"adata\.obs has no column 'cell_type'; it has 'group'"
+    ),
+    "score_labels: continuous": Case(
+        score_labels("depth"),
+        ValueError,
+        r"adata\.obs\['depth'\] is continuous \(float64\)\. Pass a column of labels, or make one with pd\.cut",
+        put("obs", "depth", lambda _: np.linspace(0, 1, 60)),
+    ),
+    "score_labels: one label": Case(
+        score_labels("same"),
+        ValueError,
+        r"has only one label \('only'\).*two are needed",
+        put("obs", "same", lambda _: "only"),
+    ),
+    "score_labels: no label": Case(
+        score_labels("none"),
+        ValueError,
+        r"has no labels.*two are needed",
+        put("obs", "none", lambda _: pd.Categorical([None] * 60, categories=["a", "b"])),
+    ),
+    "score_labels: column with a slash": Case(
+        score_labels("a/b"), ValueError, r"'a/b' cannot name .* Rename", put("obs", "a/b", lambda _: ["x", "y"] * 30)
+    ),
+    # ---- get
+    "get: before fit": Case(sae.get.model, KeyError, r"Run sae\.tl\.fit", without_sae),
+    "get: before encode": Case(
+        sae.get.features, KeyError, r"adata\.uns\['sae'\] has no 'features'\. Run sae\.tl\.encode", refitted
+    ),
+    "get: activations before encode": Case(sae.get.activations, KeyError, r"Run sae\.tl\.encode", refitted),
+    "get: before rank_genes": Case(
+        sae.get.genes, KeyError, r"has no 'genes'\. Run sae\.tl\.rank_genes\(.*'sae'\) first"
+    ),
+    "get: before enrich": Case(sae.get.enrichment, KeyError, r"Run sae\.tl\.enrich"),
+    "get: before score_labels": Case(sae.get.labels, KeyError, r"Run sae\.tl\.score_labels"),
+    "get: unknown feature": Case(
+        lambda a: sae.get.labels(a, "sae_71"),
+        KeyError,
+        r"no feature 'sae_71'; the nearest names are 'sae_[17]', .*8 features, 'sae_0' to 'sae_7'",
+        score_labels(),
+    ),
+    "get: number too high": Case(
+        lambda a: sae.get.labels(a, [0, 8]), KeyError, r"no feature 8: the SAE has 8 features, 0 to 7", score_labels()
+    ),
+    "get: negative number": Case(lambda a: sae.get.activations(a, -1), KeyError, r"no feature -1"),
+    "get: True": Case(lambda a: sae.get.activations(a, [True]), KeyError, r"no feature True"),
+    "get: unknown direction": Case(
+        lambda a: sae.get.genes(a, direction="left"), ValueError, r"direction='left' is neither 'up' nor 'down'"
+    ),
+    "get: unknown collection": Case(
+        lambda a: sae.get.enrichment(a, collection="go"),
+        KeyError,
+        r"no results for the collection 'go'; there are for 'gene_sets'",
+        enrich(max_padj=1, min_log2fc=0),
+    ),
+    "get: unknown groupby": Case(
+        lambda a: sae.get.labels(a, groupby="louvain"),
+        KeyError,
+        r"groupby 'louvain'; there are for 'group'",
+        score_labels(),
+    ),
+    "get: unknown label": Case(
+        lambda a: sae.get.labels(a, label="d"), KeyError, r"label 'd'; there are for 'a', 'b', 'c'", score_labels()
+    ),
+    "get: unknown embedding": Case(
+        lambda a: sae.get.embedding(a, "tsne"), KeyError, r"adata\.obsm has no 'tsne' or 'X_tsne'; it has 'X_pca'"
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def starts(make_adata, make_mudata):
+    small = make_adata(n=60, d=6, g=20)
+    sae.tl.fit(small, n_features=8, steps=30)
+    sae.tl.encode(small)
+    multimodal = make_mudata(n=60)
+    for key, rep, mod in (("sae", None, "rna"), ("only_rna", None, "rna"), ("sae", "X_joint", None)):
+        sae.tl.fit(multimodal, rep, mod=mod, n_features=8, steps=5, key_added=key)
+        sae.tl.encode(multimodal, mod=mod, key=key)
+    return {"small": small, "multimodal": multimodal}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_clear_error_and_nothing_changed(starts, compare, case):
+    data = starts[case.start].copy()
+    if case.prepare is not None:
+        prepared = case.prepare(data)
+        data = data if prepared is None else prepared
+    before = compare.state(data)
+    with pytest.raises(case.error, match=case.message):
+        case.call(data)
+    compare.assert_same(before, compare.state(data))
+
+
+@pytest.mark.parametrize("call", [fit(), sae.tl.encode, rank_genes(), enrich(), score_labels(), sae.get.features])
+def test_neither_anndata_nor_mudata(call):
+    with pytest.raises(TypeError, match=r"Expected an AnnData or a MuData, got ndarray"):
+        call(np.zeros((20, 3)))
+
+
+@pytest.mark.parametrize("layout", ["dense", "csr"])
+def test_backed(make_adata, tmp_path, layout):
+    """Values on disk are refused, embeddings are in memory either way."""
+    import anndata as ad
+
+    make_adata(layout=layout).write_h5ad(tmp_path / "cells.h5ad")
+    adata = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    with pytest.raises(NotImplementedError, match=r"adata\.X is a .*not supported yet.*adata\.to_memory\(\)"):
+        sae.tl.fit(adata, "X", steps=1)
+    assert "sae" not in adata.uns
+    sae.tl.fit(adata, steps=5)
+    sae.tl.encode(adata)
+    sae.tl.score_labels(adata, "group")
+    for call in (rank_genes(), enrich()):
+        with pytest.raises(NotImplementedError, match=r"adata\.to_memory\(\)"):
+            call(adata)
+    assert set(adata.uns["sae"]) & {"genes", "enrichment"} == set()
+    adata.file.close()
+
+
+def test_dask(make_adata):
+    da = pytest.importorskip("dask.array")
+    adata = make_adata()
+    adata.X = da.from_array(adata.X, chunks=(20, 20))
+    with pytest.raises(NotImplementedError, match=r"adata\.X is a dask array, .*\.compute\(\)"):
+        sae.tl.fit(adata, "X", steps=1)
+    assert "sae" not in adata.uns
+
+
+def test_gmt_that_is_none(make_adata, tmp_path):
+    adata = make_adata()
+    sae.tl.fit(adata, n_features=8, steps=5)
+    sae.tl.encode(adata)
+    path = tmp_path / "sets.gmt"
+    path.write_text("a\tb\tg1\nc d e\n")
+    with pytest.raises(ValueError, match=r"sets\.gmt, line 2 has 1 fields separated by tabs; a GMT line is"):
+        sae.tl.enrich(adata, path)
+    assert "enrichment" not in adata.uns["sae"]
+
+
+def test_every_case_starts_from_an_object_that_works(starts):
+    """Else a case could raise its error for another reason."""
+    adata, mdata = (starts[name].copy() for name in ("small", "multimodal"))
+    assert isinstance(mdata, mudata.MuData)
+    for call in (fit(), sae.tl.encode, rank_genes(), enrich(), score_labels()):
+        call(adata)
+    for call in (fit("X_joint"), sae.tl.encode, rank_genes(var_mod="rna"), enrich(var_mod="rna"), score_labels()):
+        call(mdata)

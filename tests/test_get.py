@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+import sae
+
+GETTERS = {
+    "activations": sae.get.activations,
+    "embedding": sae.get.embedding,
+    "features": sae.get.features,
+    "model": sae.get.model,
+    "decoder": sae.get.decoder,
+    "history": sae.get.history,
+    "genes": sae.get.genes,
+    "enrichment": sae.get.enrichment,
+    "labels": sae.get.labels,
+}
+TABLES = ["genes", "enrichment", "labels"]
+BEST_FIRST = {"genes": ("score", False), "enrichment": ("pval", True), "labels": ("auroc", False)}
+
+
+def overwrite(value):
+    """Change everything in place that can be changed."""
+    if isinstance(value, pd.DataFrame):
+        for i, name in enumerate(value.columns):
+            if isinstance(value[name].dtype, pd.CategoricalDtype):
+                value.isetitem(i, None)
+            else:
+                value.iloc[:, i] = np.zeros(len(value), dtype=value[name].dtype)
+        value["new"] = 1
+    elif isinstance(value, ad.AnnData):
+        value.X.data[:] = 0
+        for slot in (value.obs, value.var):
+            overwrite(slot)
+        for array in value.obsm.values():
+            array[:] = 0
+        for colors in value.uns.values():
+            colors[:] = "#000000"
+    else:
+        for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
+            getattr(value, name)[:] = 0
+
+
+@pytest.mark.parametrize("name", GETTERS)
+def test_read_only(analysed, compare, name):
+    before = compare.state(analysed)
+    overwrite(GETTERS[name](analysed))
+    compare.assert_same(before, compare.state(analysed))
+
+
+def test_every_getter_is_tested():
+    assert sorted(GETTERS) == sorted(sae.get.__all__)
+
+
+def test_values_do_not_share_memory(analysed):
+    stored = analysed.uns["sae"]
+    assert not np.shares_memory(sae.get.decoder(analysed).to_numpy(), stored["weights"]["W_dec"])
+    assert not np.shares_memory(sae.get.model(analysed).W_enc, stored["weights"]["W_enc"])
+    assert not np.shares_memory(sae.get.embedding(analysed).to_numpy(), analysed.obsm["X_umap"])
+    a = sae.get.activations(analysed)
+    assert not np.shares_memory(a.X.data, analysed.obsm["sae"].data)
+    assert not np.shares_memory(a.obsm["X_umap"], analysed.obsm["X_umap"])
+
+
+def test_activations(analysed):
+    a = sae.get.activations(analysed)
+    assert isinstance(a.X, sparse.csr_matrix)
+    assert (a.X != analysed.obsm["sae"]).nnz == 0
+    pd.testing.assert_frame_equal(a.obs, analysed.obs)
+    pd.testing.assert_frame_equal(a.var, analysed.uns["sae"]["features"], check_names=False)
+    np.testing.assert_array_equal(a.obsm["X_umap"], analysed.obsm["X_umap"])
+    assert "X_pca" not in a.obsm and "sae" not in a.obsm, "Scanpy would take X_pca for the components of X"
+    np.testing.assert_array_equal(a.uns["bulk_labels_colors"], analysed.uns["bulk_labels_colors"])
+
+
+@pytest.mark.parametrize(
+    ("asked", "names"),
+    [
+        pytest.param(None, [f"sae_{i}" for i in range(32)], id="all"),
+        pytest.param("sae_5", ["sae_5"], id="name"),
+        pytest.param(5, ["sae_5"], id="number"),
+        pytest.param(np.int64(5), ["sae_5"], id="NumPy number"),
+        pytest.param(["sae_7", 5], ["sae_7", "sae_5"], id="list"),
+        pytest.param(np.array([7, 5]), ["sae_7", "sae_5"], id="array"),
+        pytest.param(pd.Index(["sae_7"]), ["sae_7"], id="index"),
+        pytest.param([], [], id="none"),
+    ],
+)
+def test_features_by_name_and_number(analysed, asked, names):
+    a = sae.get.activations(analysed, asked)
+    assert a.var_names.tolist() == names
+    columns = [int(name[4:]) for name in names]
+    np.testing.assert_array_equal(a.X.toarray(), analysed.obsm["sae"].toarray()[:, columns])
+    for name in TABLES:
+        whole, part = GETTERS[name](analysed), GETTERS[name](analysed, asked)
+        expected = whole[whole["feature"].isin(names)].reset_index(drop=True)
+        pd.testing.assert_frame_equal(part, expected, check_categorical=False)
+        assert set(part["feature"].cat.categories) == set(names), "no categories without rows"
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_best_first(analysed, name):
+    table = GETTERS[name](analysed)
+    column, ascending = BEST_FIRST[name]
+    assert len(table) == len(analysed.uns["sae"][name])
+    values = table[column] if ascending else -table[column]
+    assert values.is_monotonic_increasing
+    assert table.index.tolist() == list(range(len(table)))
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_filters(analysed, name):
+    whole = GETTERS[name](analysed)
+    significant = GETTERS[name](analysed, max_padj=1e-6)
+    assert 0 < len(significant) < len(whole)
+    assert len(significant) == (whole["padj"] <= 1e-6).sum()
+    few = GETTERS[name](analysed, n=2)
+    assert few.groupby("feature", observed=True).size().max() == 2
+    first = whole[whole["feature"] == "sae_3"].head(2).reset_index(drop=True)
+    pd.testing.assert_frame_equal(GETTERS[name](analysed, "sae_3", n=2), first, check_categorical=False)
+
+
+def test_genes_by_direction(analysed):
+    up = sae.get.genes(analysed, "sae_3", direction="up")
+    down = sae.get.genes(analysed, "sae_3", direction="down")
+    assert (up["score"] > 0).all() and up["score"].is_monotonic_decreasing
+    assert (down["score"] < 0).all() and down["score"].is_monotonic_increasing, "the most lowered first"
+    assert len(up) + len(down) == len(sae.get.genes(analysed, "sae_3"))
+
+
+def test_enrichment_by_direction_and_collection(analysed):
+    sae.tl.enrich(analysed, {"b": ["CD79A", "CD79B", "MS4A1"]}, min_size=3, collection="small")
+    for direction in ("up", "down"):
+        table = sae.get.enrichment(analysed, direction=direction, collection="immune")
+        assert len(table) > 0
+        assert table["direction"].eq(direction).all() and table["collection"].eq("immune").all()
+    assert sae.get.enrichment(analysed, collection="small")["gene_set"].eq("b").all()
+    ties = sae.get.enrichment(analysed)
+    ties = ties[ties["pval"].duplicated(keep=False)]
+    strength = ties["score"].abs()
+    assert strength.groupby(ties["pval"]).apply(lambda part: part.is_monotonic_decreasing).all()
+
+
+def test_labels_by_groupby_and_label(analysed):
+    assert set(sae.get.labels(analysed, groupby="phase")["label"]) == {"G1", "S", "G2M"}
+    table = sae.get.labels(analysed, groupby="bulk_labels", label="CD19+ B")
+    assert len(table) == 32 and table["label"].eq("CD19+ B").all()
+
+
+def test_features_and_history(analysed):
+    table = sae.get.features(analysed)
+    assert table.index.tolist() == [f"sae_{i}" for i in range(32)]
+    assert {"n_cells", "bulk_labels_scope", "phase_auroc"} <= set(table)
+    history = sae.get.history(analysed)
+    assert history.index.tolist() == list(range(len(history)))
+    assert history["step"].iloc[-1] == 150
+
+
+def test_decoder(fitted):
+    table = sae.get.decoder(fitted)
+    np.testing.assert_array_equal(table, fitted.uns["sae"]["weights"]["W_dec"])
+    assert table.index.tolist() == [f"sae_{i}" for i in range(32)]
+    assert table.columns.tolist() == [f"X_pca_{i}" for i in range(50)]
+
+
+def test_decoder_of_genes(make_adata):
+    adata = make_adata(g=7)
+    sae.tl.fit(adata, use_rep="X", steps=2)
+    assert sae.get.decoder(adata).columns.tolist() == adata.var_names.tolist()
+
+
+def test_model_encodes_and_decodes(encoded):
+    model = sae.get.model(encoded)
+    assert (model.n_inputs, model.n_features) == (50, 32)
+    result = model.encode(encoded.obsm["X_pca"])
+    assert (result.activations != encoded.obsm["sae"]).nnz == 0
+    error = np.square(encoded.obsm["X_pca"] - model.decode(result.activations)).sum(axis=1)
+    np.testing.assert_allclose(error, result.squared_error, rtol=1e-4)
+
+
+def test_embedding(pbmc):
+    for basis in ("umap", "X_umap"):
+        table = sae.get.embedding(pbmc, basis)
+        assert table.columns.tolist() == ["UMAP1", "UMAP2"]
+        np.testing.assert_array_equal(table, pbmc.obsm["X_umap"])
+    np.testing.assert_array_equal(sae.get.embedding(pbmc, "pca"), pbmc.obsm["X_pca"][:, :2])
+
+
+def test_another_key(fitted):
+    sae.tl.fit(fitted, n_features=16, steps=2, key_added="wide")
+    sae.tl.encode(fitted, key="wide")
+    sae.tl.score_labels(fitted, "phase", key="wide")
+    assert sae.get.features(fitted, key="wide").index[3] == "wide_3"
+    assert sae.get.activations(fitted, "wide_3", key="wide").n_vars == 1
+    assert set(sae.get.labels(fitted, "wide_3", key="wide")["feature"]) == {"wide_3"}
+
+
+def test_mudata(make_mudata):
+    mdata = make_mudata()
+    mdata.obsm["X_umap"] = mdata.obsm["X_joint"][:, :2].copy()
+    sae.tl.fit(mdata, "X_joint", n_features=8, steps=20)
+    sae.tl.fit(mdata, mod="adt", n_features=4, steps=20)
+    sae.tl.encode(mdata)
+    sae.tl.encode(mdata, mod="adt")
+    joint, adt = sae.get.activations(mdata), sae.get.activations(mdata, mod="adt")
+    assert joint.shape == (80, 8) and adt.shape == (70, 4)
+    assert set(joint.obsm) == {"X_joint", "X_umap"}
+    assert joint.obs_names.tolist() == mdata.obs_names.tolist()
+    assert adt.obs_names.tolist() == mdata["adt"].obs_names.tolist()
+    assert len(sae.get.features(mdata, mod="adt")) == 4
+    assert sae.get.decoder(mdata).columns[0] == "X_joint_0"
+    np.testing.assert_array_equal(sae.get.embedding(mdata), mdata.obsm["X_umap"])

@@ -1,0 +1,161 @@
+"""Every result survives h5ad, zarr and h5mu, and whatever comes next works on the object that was read back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anndata as ad
+import mudata
+import numpy as np
+import pandas as pd
+import pytest
+import zarr
+
+import sae
+
+VERBS = {
+    "fit": lambda data, **where: sae.tl.fit(data, n_features=16, steps=50, **where),
+    "encode": lambda data, **where: sae.tl.encode(data, **where),
+    "rank_genes": lambda data, var_mod=None, **where: sae.tl.rank_genes(data, var_mod=var_mod, **where),
+    "enrich": lambda data, var_mod=None, **where: sae.tl.enrich(
+        data, SETS, var_mod=var_mod, max_padj=0.5, min_log2fc=0, **where
+    ),
+    "enrich by ulm": lambda data, var_mod=None, **where: sae.tl.enrich(
+        data, SETS, method="ulm", collection="ulm", var_mod=var_mod, **where
+    ),
+    "score_labels": lambda data, **where: sae.tl.score_labels(data, "group", **where),
+    "score_labels again": lambda data, **where: sae.tl.score_labels(data, "half", **where),
+}
+SETS = {"early": [f"g{i}" for i in range(8)], "late": [f"g{i}" for i in range(12, 20)]}
+NEED_GENES = ("rank_genes", "enrich", "enrich by ulm")
+GETTERS = ("activations", "features", "model", "decoder", "history", "genes", "enrichment", "labels")
+
+
+def write_h5ad(adata: ad.AnnData, path: Path) -> ad.AnnData:
+    adata.write_h5ad(path / "cells.h5ad")
+    return ad.read_h5ad(path / "cells.h5ad")
+
+
+def write_zarr(adata: ad.AnnData, path: Path) -> ad.AnnData:
+    # In memory: the same bytes, without a file system's time for a hundred small files.
+    store = zarr.storage.MemoryStore()
+    adata.write_zarr(store)
+    return ad.read_zarr(store)
+
+
+def write_both(adata: ad.AnnData, path: Path) -> ad.AnnData:
+    return write_h5ad(write_zarr(adata, path), path)
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "through"),
+    [
+        pytest.param("X_pca", write_h5ad, id="array-h5ad"),
+        pytest.param("X", write_h5ad, id="genes-h5ad"),
+        pytest.param("frame", write_h5ad, id="DataFrame-h5ad"),
+        pytest.param("X", write_zarr, id="genes-zarr"),
+        pytest.param("frame", write_both, id="DataFrame-zarr to h5ad"),
+    ],
+)
+def test_after_every_verb(make_adata, trained_on, through, tmp_path, compare):
+    """Two objects go through all verbs, one of them written and read in between: they stay the same."""
+    kept = make_adata(layout="csr")
+    kept.obs["half"] = np.arange(80) % 2 == 0
+    kept.uns["log1p"] = {"base": None}
+    if trained_on == "frame":
+        kept.obsm["X_pca"] = pd.DataFrame(kept.obsm["X_pca"], index=kept.obs_names, columns=list("abcdef"))
+    stored = kept.copy()
+    for name, verb in VERBS.items():
+        for adata in (kept, stored):
+            verb(adata, **({"use_rep": "X" if trained_on == "X" else "X_pca"} if name == "fit" else {}))
+        (tmp_path / name).mkdir()
+        stored = through(stored, tmp_path / name)
+        compare.assert_same(kept.uns["sae"], stored.uns["sae"], f"uns after {name}: ")
+        if name != "fit":
+            compare.assert_same(kept.obsm["sae"], stored.obsm["sae"], f"obsm after {name}: ")
+    for name in GETTERS:
+        a, b = (getattr(sae.get, name)(adata) for adata in (kept, stored))
+        if isinstance(a, pd.DataFrame):
+            pd.testing.assert_frame_equal(a, b, check_exact=True, check_names=False)
+        elif isinstance(a, ad.AnnData):
+            compare.assert_same(compare.state(a), compare.state(b))
+        else:
+            compare.assert_same(vars(a), vars(b))
+    before = kept.obsm["sae"]
+    sae.tl.encode(stored)
+    compare.assert_same(before, stored.obsm["sae"])
+    new = kept.copy()
+    del new.uns["sae"], new.obsm["sae"]
+    sae.tl.encode(new, reference=stored)
+    compare.assert_same(before, new.obsm["sae"])
+
+
+@pytest.mark.parametrize("through", [write_h5ad, write_zarr], ids=["h5ad", "zarr"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"architecture": "vanilla", "l1": 0.5},
+        {"architecture": "relu"},
+        {"validation": 0},
+        {"rng": None, "k": np.int64(3)},
+    ],
+    ids=["vanilla", "relu", "no validation", "NumPy numbers"],
+)
+def test_every_kind_of_sae(make_adata, through, tmp_path, compare, settings):
+    adata = make_adata()
+    sae.tl.fit(adata, n_features=np.int32(8), steps=20, **settings)
+    sae.tl.encode(adata)
+    read = through(adata, tmp_path)
+    compare.assert_same(adata.uns["sae"], read.uns["sae"])
+    compare.assert_same(adata.obsm["sae"], read.obsm["sae"])
+    sae.tl.encode(read)
+    compare.assert_same(adata.obsm["sae"], read.obsm["sae"])
+
+
+@pytest.mark.parametrize("through", [write_h5ad, write_zarr], ids=["h5ad", "zarr"])
+def test_empty_tables_and_dead_features(make_adata, through, tmp_path, compare):
+    adata = make_adata()
+    sae.tl.fit(adata, n_features=8, steps=20)
+    adata.uns["sae"]["weights"]["b_enc"][:] = -1e6
+    with pytest.warns(UserWarning, match="unexplained"):
+        sae.tl.encode(adata)
+    sae.tl.rank_genes(adata)
+    sae.tl.enrich(adata, SETS)
+    sae.tl.score_labels(adata, "group")
+    assert adata.uns["sae"]["genes"].empty and adata.uns["sae"]["enrichment"].empty
+    read = through(adata, tmp_path)
+    compare.assert_same(adata.uns["sae"], read.uns["sae"])
+    compare.assert_same(adata.obsm["sae"], read.obsm["sae"])
+    assert sae.get.genes(read).empty
+    sae.tl.enrich(read, SETS, collection="again")
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        pytest.param({"mod": "rna"}, id="modality"),
+        pytest.param({"mod": "adt", "var_mod": "rna"}, id="genes of another modality"),
+        pytest.param({"use_rep": "X_joint", "var_mod": "rna"}, id="joint"),
+    ],
+)
+def test_h5mu_after_every_verb(make_mudata, where, tmp_path, compare):
+    kept = make_mudata()
+    for data in (kept, kept["rna"], kept["adt"]):
+        data.obs["half"] = np.arange(data.n_obs) % 2 == 0
+    stored = kept.copy()
+    slot = {"mod": where["mod"]} if "mod" in where else {}
+    rep = {"use_rep": where["use_rep"]} if "use_rep" in where else {}
+    genes = {"var_mod": where["var_mod"]} if "var_mod" in where else {}
+    for name, verb in VERBS.items():
+        for data in (kept, stored):
+            verb(data, **slot, **(rep if name == "fit" else genes if name in NEED_GENES else {}))
+        stored.write_h5mu(tmp_path / f"{name}.h5mu")
+        stored = mudata.read_h5mu(tmp_path / f"{name}.h5mu")
+        a, b = (data[where["mod"]] if slot else data for data in (kept, stored))
+        compare.assert_same(a.uns["sae"], b.uns["sae"], f"uns after {name}: ")
+        if name != "fit":
+            compare.assert_same(a.obsm["sae"], b.obsm["sae"], f"obsm after {name}: ")
+    for name in GETTERS:
+        getattr(sae.get, name)(stored, **slot)
+    sae.tl.encode(stored, **slot)
+    compare.assert_same(a.obsm["sae"], (stored[where["mod"]] if slot else stored).obsm["sae"])

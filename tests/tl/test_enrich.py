@@ -1,0 +1,301 @@
+from __future__ import annotations
+
+import decoupler as dc
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+import sae
+
+COLUMNS = {
+    "feature": "category",
+    "collection": "category",
+    "gene_set": "category",
+    "direction": "category",
+    "overlap": "int64",
+    "size": "int64",
+    "score": "float64",
+    "pval": "float64",
+    "padj": "float64",
+    "genes": "category",
+}
+FEATURES = ["sae_0", "sae_9", "sae_31"]
+
+
+@pytest.fixture
+def ranked(encoded):
+    """Encoded cells, and the statistics of all genes of all features through `tl.rank_genes`."""
+    other = encoded.copy()
+    sae.tl.rank_genes(other, n_genes=None)
+    return encoded, other.uns["sae"]["genes"]
+
+
+def standing_out(genes, feature, direction, max_padj=0.05, min_log2fc=0.5):
+    part = genes[(genes["feature"] == feature) & (genes["padj"] <= max_padj)]
+    sign = 1 if direction == "up" else -1
+    part = part[sign * part["log2fc"] >= min_log2fc]
+    return part.assign(strength=part["score"].abs()).sort_values("strength", ascending=False, kind="stable")["gene"]
+
+
+def measured_sets(net, adata, min_size, max_size=np.inf):
+    pairs = net[net["target"].isin(adata.var_names)].drop_duplicates(["source", "target"])
+    sets = pairs.groupby("source")["target"].agg(set)
+    return {name: members for name, members in sets.items() if min_size <= len(members) <= max_size}
+
+
+def test_writes_the_table_and_nothing_else(encoded, net, compare):
+    before = compare.state(encoded)
+    given = net.copy()
+    assert sae.tl.enrich(encoded, net) is None
+    pd.testing.assert_frame_equal(net, given)
+    table = encoded.uns["sae"].pop("enrichment")
+    compare.assert_same(before, compare.state(encoded))
+    assert table.dtypes.astype(str).to_dict() == COLUMNS
+    assert list(table) == list(COLUMNS)
+    assert table.index.tolist() == [str(i) for i in range(len(table))]
+    assert table["collection"].unique().tolist() == ["gene_sets"]
+    assert not table.duplicated(["feature", "gene_set", "direction"]).any()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"max_padj": 0.01, "min_log2fc": 1.0, "min_size": 3, "max_size": 12}],
+    ids=["defaults", "stricter"],
+)
+def test_ora_is_fishers_exact_test(ranked, net, settings):
+    adata, genes = ranked
+    sae.tl.enrich(adata, net, n_sets=None, **settings)
+    table = adata.uns["sae"]["enrichment"]
+    limits = {"min_size": 5, "max_size": 500, "max_padj": 0.05, "min_log2fc": 0.5} | settings
+    sets = measured_sets(net, adata, limits["min_size"], limits["max_size"])
+    universe = set(adata.var_names)
+    directions = set()
+    for feature in FEATURES:
+        for direction in ("up", "down"):
+            listed = list(standing_out(genes, feature, direction, limits["max_padj"], limits["min_log2fc"]))
+            study = set(listed)
+            rows = []
+            for name, members in sets.items():
+                counts = [
+                    [len(study & members), len(study - members)],
+                    [len(members - study), len(universe - study - members)],
+                ]
+                pval = stats.fisher_exact(counts, alternative="greater").pvalue
+                (a, b), (c, d) = np.array(counts) + 0.5
+                hits = ";".join(gene for gene in listed if gene in members)
+                rows.append((name, counts[0][0], len(members), np.log2(a * d / (b * c)), pval, hits))
+            oracle = pd.DataFrame(rows, columns=["gene_set", "overlap", "size", "score", "pval", "genes"])
+            oracle["padj"] = stats.false_discovery_control(oracle["pval"])
+            oracle = oracle[oracle["overlap"] > 0].set_index("gene_set").sort_index()
+            found = table[(table["feature"] == feature) & (table["direction"] == direction)]
+            assert found["pval"].is_monotonic_increasing, "best first"
+            found = found.set_index(found["gene_set"].astype(str)).sort_index()
+            assert found.index.tolist() == oracle.index.tolist()
+            for name in ("overlap", "size", "score", "pval", "padj"):
+                np.testing.assert_allclose(found[name], oracle[name], rtol=1e-9, err_msg=name)
+            assert found["genes"].tolist() == oracle["genes"].tolist()
+            directions |= set(found["direction"])
+    assert directions == {"up", "down"}
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_ulm_is_the_slope_of_a_regression(ranked, net, weighted):
+    adata, genes = ranked
+    rng = np.random.default_rng(0)
+    net = net.drop_duplicates(["source", "target"])
+    if weighted:
+        net = net.assign(weight=rng.normal(size=len(net)))
+    sae.tl.enrich(adata, net, method="ulm", n_sets=None)
+    table = adata.uns["sae"]["enrichment"]
+    assert table.dtypes.astype(str).to_dict() == COLUMNS
+    sets = measured_sets(net, adata, 5)
+    t = genes.pivot(index="gene", columns="feature", values="score")
+    for feature in FEATURES:
+        found = table[table["feature"] == feature].set_index("gene_set")
+        assert sorted(found.index) == sorted(sets)
+        pvals = {}
+        for name in sets:
+            weight = net[net["source"] == name].set_index("target").get("weight", pd.Series(dtype=float))
+            member = t.index.isin(sets[name]).astype(float)
+            x = weight.reindex(t.index).fillna(0).to_numpy() if weighted else member
+            line = stats.linregress(x, t[feature])
+            assert found.loc[name, "score"] == pytest.approx(line.slope / line.stderr, rel=1e-4)
+            assert found.loc[name, "pval"] == pytest.approx(line.pvalue, rel=1e-3, abs=1e-300)
+            pvals[name] = found.loc[name, "pval"]
+            direction = "up" if line.slope > 0 else "down"
+            assert found.loc[name, "direction"] == direction
+            hits = [gene for gene in standing_out(genes, feature, direction) if gene in sets[name]]
+            assert found.loc[name, "genes"] == ";".join(hits)
+            assert found.loc[name, "overlap"] == len(hits)
+            assert found.loc[name, "size"] == len(sets[name])
+        adjusted = stats.false_discovery_control(list(pvals.values()))
+        np.testing.assert_allclose(found.loc[list(pvals), "padj"], adjusted, rtol=1e-9)
+
+
+def test_ulm_agrees_with_decoupler(ranked, net):
+    adata, genes = ranked
+    sae.tl.enrich(adata, net, method="ulm", n_sets=None)
+    found = adata.uns["sae"]["enrichment"].pivot(index="feature", columns="gene_set", values="score")
+    t = genes.pivot(index="feature", columns="gene", values="score")
+    t.columns = t.columns.astype(str)
+    pairs = net[["source", "target"]].drop_duplicates()
+    scores, _ = dc.mt.ulm(t.set_axis(t.index.astype(str)), pairs.assign(weight=1.0), tmin=5)
+    assert sorted(scores.columns) == sorted(found.columns)
+    np.testing.assert_allclose(found.loc[scores.index, scores.columns], scores, rtol=1e-4)
+
+
+def test_infinite_t_does_not_break_ulm(make_adata):
+    """A gene that is on in all active and off in all inactive cells has an infinite t."""
+    adata = make_adata(g=30)
+    sae.tl.fit(adata, n_features=8, steps=30)
+    sae.tl.encode(adata)
+    n_active = adata.obsm["sae"].getnnz(axis=0)
+    feature = int(np.flatnonzero((n_active > 5) & (n_active < 75))[0])
+    adata.X[:, 0] = adata.obsm["sae"][:, [feature]].toarray().ravel() > 0
+    sae.tl.enrich(adata, {"set": [f"g{i}" for i in range(6)], "rest": [f"g{i}" for i in range(6, 20)]}, method="ulm")
+    table = sae.get.enrichment(adata, feature)
+    assert np.isfinite(table[["score", "pval", "padj"]]).all(axis=None)
+    assert len(table) == 2
+
+
+def test_only_the_best_sets_are_stored(encoded, net):
+    sae.tl.enrich(encoded, net, n_sets=None, collection="all")
+    sae.tl.enrich(encoded, net, n_sets=2, collection="best")
+    every, best = (sae.get.enrichment(encoded, collection=name) for name in ("all", "best"))
+    sizes = best.groupby(["feature", "direction"], observed=True).size()
+    assert sizes.max() == 2
+    for (feature, direction), part in best.groupby(["feature", "direction"], observed=True):
+        whole = every[(every["feature"] == feature) & (every["direction"] == direction)]
+        np.testing.assert_array_equal(part["padj"].sort_values(), np.sort(whole["padj"])[: len(part)])
+
+
+def test_known_biology(encoded, net):
+    sae.tl.score_labels(encoded, "bulk_labels")
+    sae.tl.enrich(encoded, net)
+    feature = sae.get.labels(encoded, label="CD19+ B")["feature"].iloc[0]
+    best = sae.get.enrichment(encoded, feature, direction="up").iloc[0]
+    assert "B" in best["gene_set"].split()[0] and best["padj"] < 1e-3
+    assert "CD79A" in best["genes"].split(";")
+
+
+def test_collections_replace_only_their_own_rows(encoded, net):
+    small = {"t": ["CD3D", "CD3E", "IL7R", "CCR7", "CD27"], "b": ["CD79A", "CD79B", "MS4A1", "HLA-DRA", "TCL1A"]}
+    sae.tl.enrich(encoded, net, collection="immune")
+    first = encoded.uns["sae"]["enrichment"]
+    sae.tl.enrich(encoded, small, collection="small", min_size=2)
+    both = encoded.uns["sae"]["enrichment"]
+    assert both["collection"].unique().tolist() == ["immune", "small"]
+    assert both.dtypes.astype(str).to_dict() == COLUMNS
+    assert both.index.tolist() == [str(i) for i in range(len(both))]
+    kept = both[both["collection"] == "immune"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(kept, first.reset_index(drop=True), check_categorical=False)
+
+    sae.tl.enrich(encoded, small, collection="immune", min_size=2)
+    last = encoded.uns["sae"]["enrichment"]
+    assert last.loc[last["collection"] == "immune", "gene_set"].isin(["t", "b"]).all()
+    columns = ["feature", "gene_set", "direction", "overlap", "score", "pval", "padj", "genes"]
+    a, b = (last[last["collection"] == name][columns].reset_index(drop=True) for name in ("immune", "small"))
+    pd.testing.assert_frame_equal(a, b, check_categorical=False)
+
+
+def test_runs_without_and_does_not_touch_rank_genes(encoded, net):
+    sae.tl.enrich(encoded, net)
+    assert "genes" not in encoded.uns["sae"]
+    sae.tl.rank_genes(encoded)
+    genes = encoded.uns["sae"]["genes"].copy()
+    sae.tl.enrich(encoded, net)
+    pd.testing.assert_frame_equal(genes, encoded.uns["sae"]["genes"])
+
+
+def test_net_as_frame_dict_and_file(encoded, net, tmp_path):
+    sets = net.drop_duplicates(["source", "target"]).groupby("source", sort=False)["target"].agg(list)
+    path = tmp_path / "markers.gmt"
+    path.write_text("".join("\t".join([name, "", *genes]) + "\n" for name, genes in sets.items()))
+    tables = []
+    for given, collection in (
+        (net, "gene_sets"),
+        (sets.to_dict(), "gene_sets"),
+        (path, "markers"),
+        (str(path), "markers"),
+    ):
+        sae.tl.enrich(encoded, given)
+        tables.append(sae.get.enrichment(encoded, collection=collection).drop(columns="collection"))
+    for table in tables[1:]:
+        pd.testing.assert_frame_equal(tables[0], table)
+
+
+def test_too_rare_features_are_left_out(encoded, net):
+    n_cells = sae.get.features(encoded)["n_cells"]
+    limit = int(n_cells.median())
+    sae.tl.enrich(encoded, net, min_cells=limit)
+    tested = set(encoded.uns["sae"]["enrichment"]["feature"])
+    assert tested <= set(n_cells.index[(n_cells >= limit) & (700 - n_cells >= limit)])
+    assert 0 < len(tested) < 32
+
+
+@pytest.mark.parametrize("method", ["ora", "ulm"])
+def test_nothing_to_test_gives_an_empty_table(encoded, net, method):
+    sae.tl.enrich(encoded, net, method=method, min_cells=10_000)
+    table = encoded.uns["sae"]["enrichment"]
+    assert table.empty
+    assert table.dtypes.astype(str).to_dict() == COLUMNS
+    assert sae.get.enrichment(encoded).empty
+    sae.tl.enrich(encoded, net, collection="more")
+    assert encoded.uns["sae"]["enrichment"].dtypes.astype(str).to_dict() == COLUMNS
+    sae.tl.enrich(encoded, net, method=method, min_cells=10_000, collection="none")
+    assert encoded.uns["sae"]["enrichment"].dtypes.astype(str).to_dict() == COLUMNS
+
+
+def test_counts_are_logged(make_adata, log):
+    adata = make_adata(layout="csr")
+    adata.X = adata.X.rint()
+    sae.tl.fit(adata, n_features=8, steps=30)
+    sae.tl.encode(adata)
+    sae.tl.enrich(adata, {"set": [f"g{i}" for i in range(8)]})
+    assert "probably counts" in log()
+
+
+def test_layer_and_raw(make_adata):
+    adata = make_adata(g=30)
+    sae.tl.fit(adata, n_features=8, steps=30)
+    sae.tl.encode(adata)
+    sets = {"early": [f"g{i}" for i in range(8)], "late": [f"g{i}" for i in range(22, 30)]}
+    sae.tl.enrich(adata, sets, max_padj=1, min_log2fc=0, collection="X")
+    adata.raw = adata.copy()
+    adata.layers["log"] = adata.X.copy()
+    adata.X = -adata.X
+    sae.tl.enrich(adata, sets, max_padj=1, min_log2fc=0, collection="raw")
+    sae.tl.enrich(adata, sets, max_padj=1, min_log2fc=0, collection="layer", layer="log")
+    tables = [sae.get.enrichment(adata, collection=name).drop(columns="collection") for name in ("X", "raw", "layer")]
+    assert len(tables[0]) > 0
+    for table in tables[1:]:
+        pd.testing.assert_frame_equal(tables[0], table)
+
+
+def test_mudata(make_mudata):
+    mdata = make_mudata()
+    alone = mdata["rna"].copy()
+    genes, proteins = {"g": [f"g{i}" for i in range(8)]}, {"p": [f"p{i}" for i in range(5)]}
+    loose = {"max_padj": 1, "min_log2fc": 0, "min_size": 3}
+    for data, where in ((mdata, {"mod": "rna"}), (alone, {})):
+        sae.tl.fit(data, n_features=8, steps=30, **where)
+        sae.tl.encode(data, **where)
+        sae.tl.enrich(data, genes, **where, **loose)
+    table = sae.get.enrichment(mdata, mod="rna")
+    assert table.pop("modality").unique().tolist() == ["rna"]
+    pd.testing.assert_frame_equal(table, sae.get.enrichment(alone))
+
+    sae.tl.enrich(mdata, proteins, mod="rna", var_mod="adt", collection="proteins", **loose)
+    table = sae.get.enrichment(mdata, mod="rna")
+    assert table.groupby("collection", observed=True)["modality"].unique().map(list).to_dict() == {
+        "gene_sets": ["rna"],
+        "proteins": ["adt"],
+    }
+    # A table from before the modality was in a MuData has no such column.
+    mixed = make_mudata()
+    mixed.mod["rna"].uns["sae"], mixed.mod["rna"].obsm["sae"] = alone.uns["sae"], alone.obsm["sae"]
+    sae.tl.enrich(mixed, proteins, mod="rna", var_mod="adt", collection="proteins", **loose)
+    table = sae.get.enrichment(mixed, mod="rna")
+    assert table.loc[table["collection"] == "gene_sets", "modality"].isna().all()
+    assert (table.loc[table["collection"] == "proteins", "modality"] == "adt").all()

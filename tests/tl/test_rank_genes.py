@@ -1,0 +1,257 @@
+from __future__ import annotations
+
+import mudata
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+import sae
+
+COLUMNS = {
+    "feature": "category",
+    "gene": "category",
+    "score": "float64",
+    "log2fc": "float64",
+    "pval": "float64",
+    "padj": "float64",
+}
+
+
+def of(table, feature):
+    table = table[table["feature"] == feature]
+    return table.set_index(table["gene"].astype(str)).drop(columns=["feature", "gene"])
+
+
+def dense(x):
+    return x.toarray() if hasattr(x, "toarray") else np.asarray(x)
+
+
+def expected(x, active, genes, *, mean=np.expm1, pseudocount=0.1):
+    """Welch's test of SciPy and the fold change of the docstring, for one feature."""
+    x = dense(x).astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        test = stats.ttest_ind(x[active], x[~active], equal_var=False)
+    m1, m0 = mean(x[active].mean(axis=0)), mean(x[~active].mean(axis=0))
+    return pd.DataFrame(
+        {
+            "score": test.statistic,
+            "log2fc": np.log2((m1 + pseudocount) / (m0 + pseudocount)),
+            "pval": test.pvalue,
+            "padj": stats.false_discovery_control(test.pvalue),
+        },
+        index=genes,
+    )
+
+
+def test_writes_the_table_and_nothing_else(encoded, compare):
+    before = compare.state(encoded)
+    assert sae.tl.rank_genes(encoded) is None
+    table = encoded.uns["sae"].pop("genes")
+    compare.assert_same(before, compare.state(encoded))
+    assert table.dtypes.astype(str).to_dict() == COLUMNS
+    assert list(table) == list(COLUMNS)
+    assert table.index.tolist() == [str(i) for i in range(len(table))]
+    assert set(table["feature"]) == set(sae.get.features(encoded).index)
+
+
+@pytest.mark.parametrize("feature", [0, 7, 31])
+def test_agrees_with_scipy(encoded, feature):
+    sae.tl.rank_genes(encoded, n_genes=None)
+    table = of(encoded.uns["sae"]["genes"], f"sae_{feature}")
+    active = encoded.obsm["sae"][:, [feature]].toarray().ravel() > 0
+    oracle = expected(encoded.X, active, encoded.var_names)
+    assert sorted(table.index) == sorted(encoded.var_names)
+    for name in oracle:
+        np.testing.assert_allclose(table[name], oracle.loc[table.index, name], rtol=1e-6, atol=1e-300, err_msg=name)
+
+
+def test_best_first_and_adjusted_over_all_genes(encoded):
+    sae.tl.rank_genes(encoded, n_genes=None)
+    whole = encoded.uns["sae"]["genes"]
+    sae.tl.rank_genes(encoded, n_genes=5)
+    best = encoded.uns["sae"]["genes"]
+    order = pd.Index([f"sae_{i}" for i in range(32)])
+    for table in (whole, best):
+        codes = order.get_indexer(table["feature"])
+        assert (np.diff(codes) >= 0).all(), "features in order"
+        assert (table.groupby("feature", observed=True)["score"].diff().dropna() <= 0).all(), "most raised first"
+    assert (best.groupby("feature", observed=True).size() == 10).all()
+    for feature in order:
+        scores = of(whole, feature)["score"]
+        assert list(of(best, feature).index[:5]) == list(scores.nlargest(5).index)
+        assert set(of(best, feature).index[5:]) == set(scores.nsmallest(5).index)
+        pd.testing.assert_frame_equal(of(best, feature), of(whole, feature).loc[of(best, feature).index])
+
+
+def test_never_more_than_there_are(make_adata):
+    adata = make_adata(g=6)
+    sae.tl.fit(adata, steps=30)
+    sae.tl.encode(adata)
+    sae.tl.rank_genes(adata, n_genes=100)
+    assert not adata.uns["sae"]["genes"].duplicated(["feature", "gene"]).any()
+    assert adata.uns["sae"]["genes"].groupby("feature", observed=True).size().max() <= 6
+
+
+@pytest.mark.parametrize("layout", ["dense", "csr"])
+def test_constant_genes_are_not_tested(make_adata, layout):
+    adata = make_adata(g=12)
+    adata.X[:, 3], adata.X[:, 4] = 1.7, 0
+    if layout == "csr":
+        from scipy import sparse
+
+        adata.X = sparse.csr_matrix(adata.X)
+    sae.tl.fit(adata, n_features=8, steps=30)
+    sae.tl.encode(adata)
+    sae.tl.rank_genes(adata, n_genes=None)
+    table = adata.uns["sae"]["genes"]
+    assert set(adata.var_names) - set(table["gene"]) == {"g3", "g4"}
+    feature = table["feature"].iloc[0]
+    active = adata.obsm["sae"][:, [int(feature[4:])]].toarray().ravel() > 0
+    rest = adata[:, adata.var_names.difference(["g3", "g4"], sort=False)]
+    oracle = expected(rest.X, active, rest.var_names)
+    np.testing.assert_allclose(of(table, feature)["padj"], oracle.loc[of(table, feature).index, "padj"], rtol=1e-6)
+
+
+def test_which_expression_is_read(make_adata):
+    """A layer if named, else `.raw` if there is one, else `X`: Scanpy's rule."""
+    adata = make_adata(g=20)
+    sae.tl.fit(adata, n_features=8, steps=30)
+    sae.tl.encode(adata)
+    adata.layers["double"] = adata.X * 2
+    adata.raw = adata.copy()
+    adata.raw.X[:] = adata.raw.X * 3
+    adata = adata[:, :15].copy()
+    n_active = adata.obsm["sae"].getnnz(axis=0)
+    feature = int(np.flatnonzero((n_active > 5) & (n_active < 75))[0])
+    active = adata.obsm["sae"][:, [feature]].toarray().ravel() > 0
+    cases = {
+        "raw": ({}, adata.raw.X, adata.raw.var_names),
+        "raw asked for": ({"use_raw": True}, adata.raw.X, adata.raw.var_names),
+        "X": ({"use_raw": False}, adata.X, adata.var_names),
+        "layer": ({"layer": "double"}, adata.layers["double"], adata.var_names),
+        "layer and no raw": ({"layer": "double", "use_raw": False}, adata.layers["double"], adata.var_names),
+    }
+    for name, (arguments, x, genes) in cases.items():
+        sae.tl.rank_genes(adata, n_genes=None, **arguments)
+        table = of(adata.uns["sae"]["genes"], f"sae_{feature}")
+        oracle = expected(x, active, genes)
+        assert set(table.index) == set(genes), name
+        np.testing.assert_allclose(table["log2fc"], oracle.loc[table.index, "log2fc"], rtol=1e-5, err_msg=name)
+
+
+def test_scaled_values_are_passed_over_for_raw(encoded):
+    plain = encoded.copy()
+    encoded.raw = encoded.copy()
+    encoded.X = dense(encoded.X) - dense(encoded.X).mean(axis=0)
+    sae.tl.rank_genes(plain)
+    sae.tl.rank_genes(encoded)
+    pd.testing.assert_frame_equal(plain.uns["sae"]["genes"], encoded.uns["sae"]["genes"])
+
+
+def test_counts_are_read_as_they_are_and_logged(make_adata, log):
+    adata = make_adata()
+    adata.X = np.rint(np.expm1(adata.X) * 10)
+    sae.tl.fit(adata, n_features=8, steps=30)
+    sae.tl.encode(adata)
+    assert log() == ""
+    sae.tl.rank_genes(adata, n_genes=None)
+    assert "adata.X holds integers, probably counts" in log()
+    feature = adata.uns["sae"]["genes"]["feature"].iloc[0]
+    active = adata.obsm["sae"][:, [int(feature[4:])]].toarray().ravel() > 0
+    table = of(adata.uns["sae"]["genes"], feature)
+    oracle = expected(adata.X, active, adata.var_names, mean=lambda mean: mean)
+    np.testing.assert_allclose(table["log2fc"], oracle.loc[table.index, "log2fc"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "factor", "mean"),
+    [
+        pytest.param(None, 1, np.expm1, id="recognised by size"),
+        pytest.param({"base": None}, 1, np.expm1, id="recorded"),
+        pytest.param({}, 1, np.expm1, id="recorded, without a base"),
+        pytest.param({"base": 2}, 1 / np.log(2), lambda mean: 2**mean - 1, id="base 2"),
+        pytest.param(None, 100, lambda mean: mean, id="not log"),
+    ],
+)
+def test_fold_change_of_log_values(make_adata, recorded, factor, mean):
+    adata = make_adata()
+    adata.X = adata.X * factor
+    if recorded is not None:
+        adata.uns["log1p"] = recorded
+    sae.tl.fit(adata, n_features=8, steps=30)
+    sae.tl.encode(adata)
+    sae.tl.rank_genes(adata, n_genes=None, pseudocount=0.5)
+    feature = adata.uns["sae"]["genes"]["feature"].iloc[0]
+    active = adata.obsm["sae"][:, [int(feature[4:])]].toarray().ravel() > 0
+    table = of(adata.uns["sae"]["genes"], feature)
+    oracle = expected(adata.X, active, adata.var_names, mean=mean, pseudocount=0.5)
+    np.testing.assert_allclose(table["log2fc"], oracle.loc[table.index, "log2fc"], rtol=1e-5, atol=1e-6)
+
+
+def test_too_rare_or_too_common_features_are_left_out(encoded):
+    n_cells = sae.get.features(encoded)["n_cells"]
+    limit = int(n_cells.median())
+    sae.tl.rank_genes(encoded, min_cells=limit)
+    tested = set(encoded.uns["sae"]["genes"]["feature"])
+    assert tested == set(n_cells.index[(n_cells >= limit) & (700 - n_cells >= limit)])
+    assert 0 < len(tested) < 32
+    sae.tl.rank_genes(encoded, min_cells=10_000)
+    assert encoded.uns["sae"]["genes"].empty
+    assert encoded.uns["sae"]["genes"].dtypes.astype(str).to_dict() == COLUMNS
+
+
+def test_known_biology(encoded):
+    """The feature that follows the B cells best has their genes."""
+    sae.tl.score_labels(encoded, "bulk_labels")
+    sae.tl.rank_genes(encoded)
+    feature = sae.get.labels(encoded, label="CD19+ B")["feature"].iloc[0]
+    assert {"CD79A", "CD79B", "MS4A1"} & set(sae.get.genes(encoded, feature, direction="up", n=10)["gene"])
+
+
+def test_mudata_other_modality_matched_by_name(make_mudata, compare):
+    """An SAE on the RNA, read against proteins of fewer cells in another order."""
+    mdata = make_mudata()
+    sae.tl.fit(mdata, mod="rna", n_features=8, steps=30)
+    sae.tl.encode(mdata, mod="rna")
+    before = compare.state(mdata)
+    sae.tl.rank_genes(mdata, mod="rna", var_mod="adt", n_genes=None)
+    table = mdata["rna"].uns["sae"].pop("genes")
+    compare.assert_same(before, compare.state(mdata))
+    assert table["modality"].unique().tolist() == ["adt"]
+    assert table["modality"].dtype == "category"
+    cells = mdata["adt"].obs_names
+    for feature in table["feature"].unique():
+        active = mdata["rna"][cells].obsm["sae"][:, [int(feature[4:])]].toarray().ravel() > 0
+        oracle = expected(mdata["adt"].X, active, mdata["adt"].var_names)
+        part = of(table, feature)
+        np.testing.assert_allclose(part["score"], oracle.loc[part.index, "score"], rtol=1e-5)
+        np.testing.assert_allclose(part["log2fc"], oracle.loc[part.index, "log2fc"], rtol=1e-4, atol=1e-6)
+
+
+def test_mudata_own_modality_and_joint(make_mudata):
+    mdata = make_mudata()
+    alone = mdata["rna"].copy()
+    for data, where in ((mdata, {"mod": "rna"}), (alone, {})):
+        sae.tl.fit(data, n_features=8, steps=30, **where)
+        sae.tl.encode(data, **where)
+        sae.tl.rank_genes(data, **where)
+    table = sae.get.genes(mdata, mod="rna")
+    assert table.pop("modality").unique().tolist() == ["rna"]
+    pd.testing.assert_frame_equal(table, sae.get.genes(alone))
+
+    sae.tl.fit(mdata, "X_joint", n_features=8, steps=30)
+    sae.tl.encode(mdata)
+    sae.tl.rank_genes(mdata, var_mod="adt")
+    assert set(sae.get.genes(mdata)["gene"]) <= set(mdata["adt"].var_names)
+    assert "genes" not in mdata["adt"].uns
+
+
+def test_mudata_without_common_cells(make_adata):
+    rna, adt = make_adata(n=20), make_adata(n=20, first=100)
+    adt.var_names = [f"p{i}" for i in range(adt.n_vars)]
+    mdata = mudata.MuData({"rna": rna, "adt": adt})
+    sae.tl.fit(mdata, mod="rna", steps=2)
+    sae.tl.encode(mdata, mod="rna")
+    with pytest.raises(ValueError, match=r"No cell of mdata\.mod\['rna'\] is in mdata\.mod\['adt'\]"):
+        sae.tl.rank_genes(mdata, mod="rna", var_mod="adt")
