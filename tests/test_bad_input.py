@@ -458,7 +458,13 @@ def test_every_case_starts_from_an_object_that_works(starts):
     """Else a case could raise its error for another reason."""
     adata, mdata = (starts[name].copy() for name in ("small", "multimodal"))
     assert isinstance(mdata, mudata.MuData)
-    for call in (fit(), sae.tl.encode, rank_genes(), enrich(), score_labels()):
+    for call in (fit(steps=100), sae.tl.encode, rank_genes(), enrich(), score_labels()):
         call(adata)
-    for call in (fit("X_joint"), sae.tl.encode, rank_genes(var_mod="rna"), enrich(var_mod="rna"), score_labels()):
+    for call in (
+        fit("X_joint", steps=100),
+        sae.tl.encode,
+        rank_genes(var_mod="rna"),
+        enrich(var_mod="rna"),
+        score_labels(),
+    ):
         call(mdata)

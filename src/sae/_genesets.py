@@ -46,8 +46,15 @@ def read_net(net: Net) -> pd.DataFrame:
                 f"net has the columns {listing(net.columns)}; it lacks {listing(missing)}. A net is a table with a row per "
                 "gene: 'source' (gene set), 'target' (gene) and optionally 'weight'."
             )
-        table = net[["source", "target"]].astype(str)
-        table["weight"] = net["weight"].astype(float) if "weight" in net.columns else 1.0
+        known = net.dropna(subset=["source", "target"])
+        table = known[["source", "target"]].astype(str)
+        table["weight"] = known["weight"].astype(float) if "weight" in net.columns else 1.0
+        if table["weight"].isna().any():
+            first = table[table["weight"].isna()].iloc[0]
+            raise ValueError(
+                f"net has {table['weight'].isna().sum()} missing weights ({first['target']!r} in {first['source']!r}, for "
+                "one). Fill them in, or drop the column 'weight'."
+            )
     else:
         if isinstance(net, str | Path):
             sets: Mapping[str, Iterable[str]] = read_gmt(net)
@@ -83,7 +90,7 @@ def read_gmt(path: str | Path) -> dict[str, list[str]]:
     "erythrocyte differentiation (GO:0030218)".
     """
     path = Path(path)
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+    opened = gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else path.open(encoding="utf-8-sig")
     sets: dict[str, list[str]] = {}
     with opened as lines:
         for number, line in enumerate(lines, start=1):

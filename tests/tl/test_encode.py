@@ -59,7 +59,7 @@ def test_writes_what_it_says(fitted, compare):
     encoded, _ = after["uns"]["sae"].pop("encoded"), after["uns"]["sae"].pop("features")
     compare.assert_same(before, after)
     expected = {"use_rep": "X_pca", "layer": None, "n_obs": 700}
-    assert {name: encoded[name] for name in expected} == expected
+    compare.assert_same(expected, {name: encoded[name] for name in expected})
     x = fitted.obsm["X_pca"].astype(np.float64)
     a = dense_activations(x, fitted.uns["sae"])
     weights = fitted.uns["sae"]["weights"]

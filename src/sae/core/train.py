@@ -14,16 +14,22 @@ from .preprocess import Scaling
 from .rows import Matrix, dense_rows
 
 N_RECORDS = 50
+SMALLEST_GROUP = 8
+INITIAL_NOISE = 0.5
 MAX_EVALUATED = 2048
 WARM_UP, DECAY = 0.05, 0.2
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train. `k` or `l1` is used, as the architecture says."""
+    """How to train. `k` or `l1` is used, as the architecture says.
+
+    `groups` are widths of nested dictionaries, the last one `n_features`: each must reconstruct on its own.
+    """
 
     architecture: str
     n_features: int
+    groups: tuple[int, ...]
     k: int | None
     l1: float | None
     learning_rate: float
@@ -55,23 +61,30 @@ class DivergedError(FloatingPointError):
 
 
 class _Parameters(torch.nn.Module):
-    def __init__(self, architecture: Architecture, n_inputs: int, n_features: int, generator: torch.Generator):
+    def __init__(self, architecture: Architecture, directions: torch.Tensor):
         super().__init__()
-        directions = torch.nn.functional.normalize(torch.randn(n_features, n_inputs, generator=generator), dim=1)
+        n_features, n_inputs = directions.shape
         self.W_dec = torch.nn.Parameter(directions)
         self.W_enc = torch.nn.Parameter(directions.T.clone())
         self.b_enc = torch.nn.Parameter(torch.zeros(n_features))
         self.b_dec = torch.nn.Parameter(torch.zeros(n_inputs))
         self.b_pre = torch.nn.Parameter(torch.zeros(n_inputs)) if architecture.pre_bias else None
 
-    def forward(self, x: torch.Tensor, k: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def activate(self, x: torch.Tensor, k: int | None) -> torch.Tensor:
         pre = torch.addmm(self.b_enc, x if self.b_pre is None else x + self.b_pre, self.W_enc)
         if k is None:
-            a = pre.relu()
-        else:
-            values, indices = pre.topk(k, dim=1, sorted=False)
-            a = torch.zeros_like(pre).scatter(1, indices, values.relu())
-        return a, torch.addmm(self.b_dec, a, self.W_dec)
+            return pre.relu()
+        values, indices = pre.topk(k, dim=1, sorted=False)
+        return torch.zeros_like(pre).scatter(1, indices, values.relu())
+
+    def reconstructions(self, a: torch.Tensor, groups: tuple[int, ...]) -> Iterator[torch.Tensor]:
+        """Yield the reconstruction from the first features of each group; the last is that from all."""
+        x_hat: torch.Tensor = self.b_dec
+        start = 0
+        for stop in groups:
+            x_hat = x_hat + a[:, start:stop] @ self.W_dec[start:stop]
+            start = stop
+            yield x_hat
 
     @torch.no_grad()
     def normalise_decoder(self) -> None:
@@ -96,6 +109,22 @@ def learning_rate_factor(step: int, steps: int) -> float:
     """Linear warm-up over the first 5 % of the steps, constant, linear decay over the last 20 %."""
     warm_up, decay = max(1, round(WARM_UP * steps)), max(1, round(DECAY * steps))
     return min(1.0, (step + 1) / warm_up, (steps - step) / decay)
+
+
+def nested_groups(n_features: int) -> tuple[int, ...]:
+    """Widths of nested dictionaries: `n_features`, halved as long as at least 8 remain, in rising order."""
+    widths = [n_features]
+    while widths[-1] >= 2 * SMALLEST_GROUP:
+        widths.append(widths[-1] // 2)
+    return tuple(reversed(widths))
+
+
+def initial_directions(y: torch.Tensor, n_features: int, generator: torch.Generator) -> torch.Tensor:
+    """Unit directions of random cells (n, m), with isotropic noise of half their length added."""
+    cells = y[torch.randint(len(y), (n_features,), generator=generator)]
+    noise = torch.randn(cells.shape, generator=generator)
+    normalise = torch.nn.functional.normalize
+    return normalise(normalise(cells, dim=1) + INITIAL_NOISE * normalise(noise, dim=1), dim=1)
 
 
 def batches(n: int, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
@@ -128,8 +157,9 @@ def train(
 ) -> tuple[Autoencoder, list[Record]]:
     """Train an SAE on rows of a representation.
 
-    The loss is `mean over cells of ‖y − ŷ‖² + l1 · mean over cells of Σ a`, both sums over the whole vector, y the
-    scaled representation; rows of the decoder keep unit norm. Adam with betas (0.9, 0.999).
+    The loss is `mean over cells and groups of ‖y − ŷ_g‖² + l1 · mean over cells of Σ a`, both sums over the whole vector, y
+    the scaled representation and ŷ_g its reconstruction from the first g features; rows of the decoder keep unit norm. Adam
+    with betas (0.9, 0.999).
 
     Parameters
     ----------
@@ -154,12 +184,14 @@ def train(
     rng = np.random.default_rng(settings.seed)
     k = settings.k if architecture.sparsity == "k" else None
     l1 = settings.l1 if architecture.sparsity == "l1" else None
-    parameters = _Parameters(architecture, len(scaling.kept), settings.n_features, generator).to(device)
-    optimizer = torch.optim.Adam(parameters.parameters(), lr=settings.learning_rate, fused=device.type != "mps")
 
     def load(rows: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(scaling.transform(dense_rows(x, rows))).to(device)
 
+    seen = load(_spread(train_rows, settings.n_features)).cpu()
+    directions = initial_directions(seen, settings.n_features, generator)
+    parameters = _Parameters(architecture, directions).to(device)
+    optimizer = torch.optim.Adam(parameters.parameters(), lr=settings.learning_rate, fused=device.type != "mps")
     evaluated = [load(_spread(rows, MAX_EVALUATED)) for rows in (train_rows, val_rows)]
     steps_per_pass = max(1, len(train_rows) // settings.batch_size)
     last_fired = torch.zeros(settings.n_features, dtype=torch.long, device=device)
@@ -169,8 +201,9 @@ def train(
         rate = settings.learning_rate * learning_rate_factor(step, settings.steps)
         optimizer.param_groups[0]["lr"] = rate
         y = load(train_rows[rows])
-        a, y_hat = parameters(y, k)
-        loss = (y - y_hat).square().sum(dim=1).mean()
+        a = parameters.activate(y, k)
+        errors = [(y - y_hat).square().sum(dim=1).mean() for y_hat in parameters.reconstructions(a, settings.groups)]
+        loss = torch.stack(errors).mean()
         if l1 is not None:
             loss = loss + l1 * a.sum(dim=1).mean()
         optimizer.zero_grad()
@@ -180,15 +213,15 @@ def train(
         last_fired[(a.detach() > 0).any(dim=0)] = step
         record = None
         if (step + 1) % record_every == 0 or step + 1 == settings.steps:
-            value = loss.item()
-            if not np.isfinite(value):
-                raise DivergedError(
-                    f"The loss is {value} at step {step + 1} of {settings.steps}. The learning rate of "
-                    f"{settings.learning_rate:g} is probably too high: try learning_rate={settings.learning_rate / 10:g}."
-                )
             dead = float((step - last_fired >= 2 * steps_per_pass).float().mean())
             (fvu, l0), (val_fvu, val_l0) = (_evaluate(parameters, part, k, scaling) for part in evaluated)
-            record = Record(step + 1, rate, value, fvu, l0, dead, val_fvu, val_l0)
+            if not np.isfinite([loss.item(), fvu]).all():
+                raise DivergedError(
+                    f"The loss is {loss.item()} and the unexplained variance {fvu} at step {step + 1} of {settings.steps}. "
+                    f"The learning rate of {settings.learning_rate:g} is probably too high: try "
+                    f"learning_rate={settings.learning_rate / 10:g}."
+                )
+            record = Record(step + 1, rate, loss.item(), fvu, l0, dead, val_fvu, val_l0)
             history.append(record)
         if on_step is not None:
             on_step(step, record)
@@ -207,7 +240,7 @@ def _evaluate(parameters: _Parameters, y: torch.Tensor, k: int | None, scaling: 
     """Return FVU in the raw representation, and L0, of scaled cells; NaN for no cells."""
     if len(y) == 0:
         return float("nan"), float("nan")
-    a, y_hat = parameters(y, k)
-    residual = (y - y_hat).double().cpu().numpy()
+    a = parameters.activate(y, k)
+    residual = (y - torch.addmm(parameters.b_dec, a, parameters.W_dec)).double().cpu().numpy()
     raw = residual * scaling.backward if scaling.backward.ndim == 1 else residual @ scaling.backward
     return float(np.square(raw).sum(axis=1).mean() / scaling.variance), float((a > 0).sum(dim=1).double().mean())

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..core.train import Record, Settings
 
 MIN_CELLS = 10
-CELLS_PER_FEATURE = 32
+CELLS_PER_FEATURE = 16
 FEATURES_PER_INPUT = 8
 N_FEATURES_RANGE = (32, 8192)
 K_RANGE = (4, 32)
@@ -31,6 +31,7 @@ def fit(
     mod: str | None = None,
     architecture: Literal["topk", "vanilla", "relu"] = "topk",
     preprocess: Preprocess = "center",
+    nested: bool | None = None,
     n_features: int | None = None,
     k: int | None = None,
     l1: float | None = None,
@@ -52,10 +53,10 @@ def fit(
 
     where σ keeps the `k` largest pre-activations of a cell if they are positive (`"topk"`, Gao et al. 2024,
     arXiv:2406.04093) or all positive ones (`"vanilla"`, and `"relu"` with a free bias added to x; arXiv:2410.11468).
-    It minimises the mean over cells of ‖x − x̂‖² (+ `l1` · Σ a for the last two) with Adam; decoder rows keep unit norm,
-    the encoder starts as the decoder's transpose, the learning rate warms up over the first 5 % of the steps and decays
-    over the last 20 %, both linearly. The scaling is folded into the weights at the end, so the stored weights act on
-    the embedding as it stands in `data`.
+    It minimises the mean over cells of ‖x − x̂‖² (+ `l1` · Σ a for the last two) with Adam; decoder rows keep unit norm and
+    start at the directions of random cells (plus noise of half their length), the encoder starts as the decoder's transpose,
+    the learning rate warms up over the first 5 % of the steps and decays over the last 20 %, both linearly. The scaling is
+    folded into the weights at the end, so the stored weights act on the embedding as it stands in `data`.
 
     Parameters
     ----------
@@ -73,10 +74,13 @@ def fit(
         `"center"`: subtract the mean, one global scale (mean squared norm d). `"standardize"`: unit variance per column.
         `"whiten"`: decorrelated columns of unit variance, with a ridge of 0.001 times the mean eigenvalue; needs
         d ≤ 2,000 and 10 d cells.
+    nested
+        Let the first 8, 16, 32, ... features reconstruct on their own as well (Matryoshka, Bussmann et al. 2025,
+        arXiv:2503.17547): the loss is the mean of these reconstructions' errors. Broad programs, such as major cell types,
+        then keep a feature among the first ones instead of being split over many. By default for `"topk"` only.
     n_features
-        Width h of the dictionary. By default the largest power of two that leaves 32 cells a feature, at least 32 and
-        at most 8,192 or the power of two from 8 d on: 64 for 2,700 cells, 256 for 10,000, 512 for 50,000 at d = 50.
-        Wider dictionaries split programs over several features when cells are few.
+        Width h of the dictionary. By default the largest power of two that leaves 16 cells a feature, at least 32 and
+        at most 8,192 or the power of two from 8 d on: 128 for 2,700 cells, 512 from 10,000 cells on at d = 50.
     k
         Active features per cell for `"topk"`. By default d / 4, between 4 and 32, at most 3/8 of `n_features`.
     l1
@@ -157,9 +161,14 @@ def fit(
     batch_size = min(batch_size or default_batch_size(n), len(train_rows))
     steps = steps or max(round(9 / learning_rate), -(-len(train_rows) // batch_size))
 
-    from ..core.train import Settings, choose_device
+    nested = architecture == "topk" if nested is None else nested
 
-    settings = Settings(architecture, n_features, k, l1, learning_rate, steps, batch_size, seed, choose_device(device))
+    from ..core.train import Settings, choose_device, nested_groups
+
+    groups = nested_groups(n_features) if nested else (n_features,)
+    settings = Settings(
+        architecture, n_features, groups, k, l1, learning_rate, steps, batch_size, seed, choose_device(device)
+    )
     start = logg.info(f"training {n_features} features on {found.where} ({n} × {d})")
     trained, records = _train_with_bar(x, scaling, settings, train_rows, val_rows, progress)
 
@@ -171,6 +180,7 @@ def fit(
         "use_rep": None if layer is not None else (use_rep or "X_pca"),
         "layer": layer,
         "preprocess": preprocess,
+        "nested": nested,
         "learning_rate": float(learning_rate),
         "steps": steps,
         "batch_size": batch_size,
@@ -208,7 +218,7 @@ def fit(
 
 
 def default_n_features(n: int, d: int) -> int:
-    """Largest power of two that leaves 32 cells a feature, within 32 and the power of two from 8 d on (≤ 8,192)."""
+    """Largest power of two that leaves 16 cells a feature, within 32 and the power of two from 8 d on (≤ 8,192)."""
     low, high = N_FEATURES_RANGE
     widest = max(low, min(high, 2 ** int(np.ceil(np.log2(FEATURES_PER_INPUT * d)))))
     return int(np.clip(2 ** int(np.log2(max(n // CELLS_PER_FEATURE, 1))), low, widest))
