@@ -15,7 +15,7 @@ from .rows import Matrix, dense_rows
 
 N_RECORDS = 50
 SMALLEST_GROUP = 8
-INITIAL_NOISE = 0.5
+INITIAL_NOISE = 1.0
 MAX_EVALUATED = 2048
 WARM_UP, DECAY = 0.05, 0.2
 
@@ -120,7 +120,7 @@ def nested_groups(n_features: int) -> tuple[int, ...]:
 
 
 def initial_directions(y: torch.Tensor, n_features: int, generator: torch.Generator) -> torch.Tensor:
-    """Unit directions of random cells (n, m), with isotropic noise of half their length added."""
+    """Unit directions of random cells (n, m), with isotropic noise of the same length added."""
     cells = y[torch.randint(len(y), (n_features,), generator=generator)]
     noise = torch.randn(cells.shape, generator=generator)
     normalise = torch.nn.functional.normalize

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 MIN_CELLS = 10
 CELLS_PER_FEATURE = 16
 FEATURES_PER_INPUT = 8
-N_FEATURES_RANGE = (32, 8192)
+N_FEATURES_RANGE = (64, 8192)
 K_RANGE = (4, 32)
 DEFAULT_L1 = 1.0
 
@@ -54,7 +54,7 @@ def fit(
     where σ keeps the `k` largest pre-activations of a cell if they are positive (`"topk"`, Gao et al. 2024,
     arXiv:2406.04093) or all positive ones (`"vanilla"`, and `"relu"` with a free bias added to x; arXiv:2410.11468).
     It minimises the mean over cells of ‖x − x̂‖² (+ `l1` · Σ a for the last two) with Adam; decoder rows keep unit norm and
-    start at the directions of random cells (plus noise of half their length), the encoder starts as the decoder's transpose,
+    start at the directions of random cells (plus noise of the same length), the encoder starts as the decoder's transpose,
     the learning rate warms up over the first 5 % of the steps and decays over the last 20 %, both linearly. The scaling is
     folded into the weights at the end, so the stored weights act on the embedding as it stands in `data`.
 
@@ -79,10 +79,10 @@ def fit(
         arXiv:2503.17547): the loss is the mean of these reconstructions' errors. Broad programs, such as major cell types,
         then keep a feature among the first ones instead of being split over many. By default for `"topk"` only.
     n_features
-        Width h of the dictionary. By default the largest power of two that leaves 16 cells a feature, at least 32 and
+        Width h of the dictionary. By default the largest power of two that leaves 16 cells a feature, at least 64 and
         at most 8,192 or the power of two from 8 d on: 128 for 2,700 cells, 512 from 10,000 cells on at d = 50.
     k
-        Active features per cell for `"topk"`. By default d / 4, between 4 and 32, at most 3/8 of `n_features`.
+        Active features per cell for `"topk"`. By default d / 5, between 4 and 32, at most a sixth of `n_features`.
     l1
         Weight of the L1 penalty for `"vanilla"` and `"relu"`, in the convention of sums over d and over h. By default 1.
     learning_rate
@@ -218,15 +218,15 @@ def fit(
 
 
 def default_n_features(n: int, d: int) -> int:
-    """Largest power of two that leaves 16 cells a feature, within 32 and the power of two from 8 d on (≤ 8,192)."""
+    """Largest power of two that leaves 16 cells a feature, within 64 and the power of two from 8 d on (≤ 8,192)."""
     low, high = N_FEATURES_RANGE
     widest = max(low, min(high, 2 ** int(np.ceil(np.log2(FEATURES_PER_INPUT * d)))))
     return int(np.clip(2 ** int(np.log2(max(n // CELLS_PER_FEATURE, 1))), low, widest))
 
 
 def default_k(d: int, n_features: int) -> int:
-    """A quarter of the embedding's width, between 4 and 32, at most 3/8 of the features and at least 1."""
-    return max(1, min(int(np.clip(d // 4, *K_RANGE)), 3 * n_features // 8))
+    """A fifth of the embedding's width, between 4 and 32, at most a sixth of the features and at least 1."""
+    return max(1, min(int(np.clip(d // 5, *K_RANGE)), n_features // 6))
 
 
 def default_learning_rate(n_features: int) -> float:
