@@ -158,7 +158,7 @@ CASES = {
     "fit: no cells": Case(fit(), ValueError, r"has 0 cells; .* at least 10", lambda a: a[:0].copy()),
     # ---- fit: settings
     "fit: k > n_features": Case(fit(k=9, n_features=8), ValueError, r"k=9 is larger than n_features=8\. Choose"),
-    "fit: k > default n_features": Case(fit(k=33), ValueError, r"k=33 is larger than n_features=32"),
+    "fit: k > default n_features": Case(fit(k=65), ValueError, r"k=65 is larger than n_features=64"),
     "fit: n_features = 0": Case(fit(n_features=0), ValueError, r"n_features=0 is below 1\. Leave it out"),
     "fit: n_features < 0": Case(fit(n_features=-4), ValueError, r"n_features=-4 is below 1"),
     "fit: k = 0": Case(fit(k=0), ValueError, r"k=0 is below 1"),

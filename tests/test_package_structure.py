@@ -149,7 +149,7 @@ ALLOWED = {
     "io": {"_schema", "_data", "core"},
     "datasets": {"core", "datasets"},
     "models": {"core", "models"},
-    "tl": {"_schema", "_data", "_genesets", "get", "io", "datasets", "models", "core"},
+    "tl": {"_schema", "_data", "_genesets", "_progress", "get", "io", "datasets", "models", "core"},
     "pl": {"get", "pl"},
     "report": {"get", "report"},
 }

@@ -53,17 +53,21 @@ def main(arguments: list[str] | None = None) -> None:
     params = adata.uns["sae"]["params"]
     print(
         f"\n{params['n_features']} features, {params['l0']:.1f} active per cell, "
-        f"FVU {params['fvu']:.3f} (held out {params['val_fvu']:.3f}). The best for each gene set:\n"
+        f"FVU {params['fvu']:.3f} (held out {params['val_fvu']:.3f}). The strongest feature of each gene set:\n"
     )
     print(named.drop_duplicates("gene_set").head(N_SHOWN).to_string(index=False))
     print(f"\nWritten to {out}: " + ", ".join(sorted(path.name for path in out.iterdir())))
 
 
 def summary(adata: ad.AnnData, groupby: str | None) -> pd.DataFrame:
-    """One row per feature that has a significant gene set: the set, the best label and the top genes."""
+    """One row per feature that has a significant gene set, strongest first: the set, the best label and the top genes.
+
+    Strength is the mean activation over all cells.
+    """
     sets = sae.get.enrichment(adata, direction="up", max_padj=0.05, n=1)
     table = sets[["feature", "gene_set", "padj"]].astype({"feature": str})
     features = sae.get.features(adata)
+    table = table.iloc[features.loc[table["feature"], "mean"].argsort().to_numpy()[::-1]]
     table["cells"] = features.loc[table["feature"], "n_cells"].to_numpy()
     if groupby:
         best = features.loc[table["feature"]]

@@ -281,4 +281,4 @@ def test_mudata_joint(make_mudata):
     assert_same_rows(mdata.obsm["sae"], new.obsm["sae"])
     sae.tl.fit(mdata, mod="rna", steps=20)
     sae.tl.encode(new, reference=mdata, mod="rna")
-    assert new["rna"].obsm["sae"].shape == (80, 32)
+    assert new["rna"].obsm["sae"].shape == (80, 64)

@@ -53,7 +53,7 @@ def test_writes_what_it_says(make_adata, compare):
     assert list(stored["history"]) == HISTORY
     assert stored["history"]["step"].iloc[-1] == 20
     assert stored["history"]["step"].is_monotonic_increasing
-    expected = {"architecture": "topk", "n_features": 16, "k": 4, "use_rep": "X_pca", "layer": None, "steps": 20}
+    expected = {"architecture": "topk", "n_features": 16, "k": 2, "use_rep": "X_pca", "layer": None, "steps": 20}
     assert {name: stored["params"][name] for name in expected} == expected
     assert "l1" not in stored["params"]
     assert {type(value) for value in stored["params"].values()} <= {str, int, float, bool, type(None)}
@@ -70,12 +70,12 @@ def test_key_added_leaves_other_saes_alone(fitted, compare):
 @pytest.mark.parametrize(
     ("n", "d", "n_features", "k", "batch_size"),
     [
-        pytest.param(40, 50, 32, 12, 36, id="few cells"),
-        pytest.param(2_700, 50, 128, 12, 256, id="pbmc3k"),
-        pytest.param(10_000, 50, 512, 12, 256, id="10,000"),
-        pytest.param(50_000, 50, 512, 12, 1_024, id="50,000"),
+        pytest.param(40, 50, 64, 10, 36, id="few cells"),
+        pytest.param(2_700, 50, 128, 10, 256, id="pbmc3k"),
+        pytest.param(10_000, 50, 512, 10, 256, id="10,000"),
+        pytest.param(50_000, 50, 512, 10, 1_024, id="50,000"),
         pytest.param(50_000, 10, 128, 4, 1_024, id="narrow"),
-        pytest.param(1_100, 300, 64, 24, 256, id="3/8 of the features"),
+        pytest.param(1_100, 300, 64, 10, 256, id="a sixth of the features"),
     ],
 )
 def test_defaults_follow_the_data(n, d, n_features, k, batch_size):

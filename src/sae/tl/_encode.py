@@ -7,6 +7,7 @@ import numpy as np
 
 from .. import _schema
 from .._data import Data, columns_in_order, fingerprint, holder, is_mudata, representation
+from .._progress import progress_bar
 
 BAD_FIT = 2.0
 
@@ -72,7 +73,6 @@ def encode(
     (700, 32)
     """
     from scanpy import logging as logg
-    from tqdm.auto import tqdm
 
     held = holder(data, mod)
     if reference is None:
@@ -94,7 +94,7 @@ def encode(
         _schema.warn_if_changed(held, key, params, stored["weights"].get("input_names", ()), stacklevel=3)
 
     start = logg.info(f"encoding {found.where} with {key!r}")
-    with tqdm(total=x.shape[0], desc="encode", unit="cell", delay=1, disable=not progress) as bar:
+    with progress_bar(x.shape[0], "encode", "cell", shown=progress) as bar:
         encoded = model.encode(x, on_block=bar.update)
     activations = encoded.activations
     fvu = float(np.mean(encoded.squared_error) / params["variance"]) if x.shape[0] else float("nan")

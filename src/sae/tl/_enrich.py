@@ -9,6 +9,7 @@ import pandas as pd
 from .. import _schema
 from .._data import Data, expression, holder
 from .._genesets import GeneSets, Net, default_collection, match
+from .._progress import progress_bar
 from ..core.rows import varying_columns
 
 if TYPE_CHECKING:
@@ -113,7 +114,6 @@ def enrich(
     ['immune']
     """
     from scanpy import logging as logg
-    from tqdm.auto import tqdm
 
     from ..core.differential import differential
 
@@ -133,7 +133,7 @@ def enrich(
 
     rows_of = _ora if method == "ora" else _ulm
     parts = []
-    with tqdm(total=a.shape[1], desc="enrich", unit="feature", delay=1, disable=not progress) as bar:
+    with progress_bar(a.shape[1], "enrich", "feature", shown=progress) as bar:
         for block in differential(
             a[rows], matrix, log_base=expressed.log_base, pseudocount=pseudocount, min_cells=min_cells
         ):

@@ -8,6 +8,7 @@ import pandas as pd
 
 from .. import _schema
 from .._data import Data, fingerprint, holder, representation
+from .._progress import progress_bar
 from ..core.architectures import ARCHITECTURES
 from ..core.preprocess import PREPROCESS, Preprocess, fit_scaling
 
@@ -264,11 +265,9 @@ def _check_choices(architecture: str, preprocess: str, k: int | None, l1: float 
 def _train_with_bar(
     x: Matrix, scaling: Any, settings: Settings, train_rows: np.ndarray, val_rows: np.ndarray, progress: bool
 ) -> tuple[Any, list[Record]]:
-    from tqdm.auto import tqdm
-
     from ..core.train import train
 
-    with tqdm(total=settings.steps, desc="fit", unit="step", delay=1, disable=not progress) as bar:
+    with progress_bar(settings.steps, "fit", "step", shown=progress) as bar:
 
         def on_step(step: int, record: Record | None) -> None:
             bar.update()

@@ -7,6 +7,7 @@ import pandas as pd
 
 from .. import _schema
 from .._data import Data, expression, holder
+from .._progress import progress_bar
 
 if TYPE_CHECKING:
     from ..core.differential import Differential
@@ -88,7 +89,6 @@ def rank_genes(
     ['feature', 'gene', 'score', 'log2fc', 'pval', 'padj']
     """
     from scanpy import logging as logg
-    from tqdm.auto import tqdm
 
     from ..core.differential import differential
 
@@ -98,7 +98,7 @@ def rank_genes(
     a = _schema.activations(held, key)
     expressed, rows = expression(data, held, layer=layer, use_raw=use_raw, var_mod=var_mod)
     start = logg.info(f"ranking {len(expressed.genes)} genes of {expressed.where} for {a.shape[1]} features")
-    with tqdm(total=a.shape[1], desc="genes", unit="feature", delay=1, disable=not progress) as bar:
+    with progress_bar(a.shape[1], "genes", "feature", shown=progress) as bar:
         blocks = []
         for block in differential(
             a[rows], expressed.matrix, log_base=expressed.log_base, pseudocount=pseudocount, min_cells=min_cells
