@@ -109,6 +109,17 @@ CASES = {
         r"mdata\.mod\['adt'\]\.obsm has no 'X_wnn'; it has 'X_pca'",
         start="multimodal",
     ),
+    "fit: key of an embedding": Case(
+        fit(key_added="X_pca"), ValueError, r"adata\.obsm\['X_pca'\] exists and is not an SAE's.*another key_added="
+    ),
+    "fit: key of something in uns": Case(
+        fit(key_added="log1p"), ValueError, r"adata\.uns\['log1p'\] exists", put("uns", "log1p", lambda a: {})
+    ),
+    "fit: key is what is read": Case(
+        fit("sae"), ValueError, r"key_added='sae' is also the representation to train on", start="small"
+    ),
+    "fit: n_features is no integer": Case(fit(n_features=2.5), TypeError, r"n_features=2\.5 is a float"),
+    "fit: steps is a string": Case(fit(steps="10"), TypeError, r"steps='10' is a str; expected an integer"),
     # ---- fit: what is read
     "fit: NaN": Case(
         fit(),
@@ -306,6 +317,12 @@ CASES = {
         ValueError,
         r"1 genes two weights in one set \('g1' in 'a', for one\)\. Keep one row",
     ),
+    "enrich: collection is no string": Case(enrich(collection=3), ValueError, r"collection=3 cannot name"),
+    "enrich: max_padj above 1": Case(enrich(max_padj=2), ValueError, r"max_padj=2 is not a probability"),
+    "enrich: min_log2fc < 0": Case(enrich(min_log2fc=-1), ValueError, r"min_log2fc=-1 is negative"),
+    "enrich: sizes crossed": Case(enrich(min_size=9, max_size=3), ValueError, r"max_size=3 is below min_size=9"),
+    "enrich: n_sets < 1": Case(enrich(n_sets=0), ValueError, r"n_sets=0 is below 1"),
+    "enrich: min_cells < 2": Case(enrich(min_cells=1), ValueError, r"min_cells=1 is below 2"),
     "enrich: unknown method": Case(enrich(method="gsea"), ValueError, r"method='gsea' is not one of 'ora', 'ulm'"),
     "enrich: repeated genes": Case(
         enrich(), ValueError, r"occur more than once", put("var_names", None, lambda a: ["g1", *a.var_names[1:]])
@@ -359,6 +376,8 @@ CASES = {
         lambda a: sae.get.labels(a, [0, 8]), KeyError, r"no feature 8: the SAE has 8 features, 0 to 7", score_labels()
     ),
     "get: negative number": Case(lambda a: sae.get.activations(a, -1), KeyError, r"no feature -1"),
+    "get: no features": Case(lambda a: sae.get.activations(a, []), ValueError, r"No features were given"),
+    "pl: no metrics": Case(lambda a: sae.pl.history(a, []), ValueError, r"No metrics were given"),
     "get: True": Case(lambda a: sae.get.activations(a, [True]), KeyError, r"no feature True"),
     "get: unknown direction": Case(
         lambda a: sae.get.genes(a, direction="left"), ValueError, r"direction='left' is neither 'up' nor 'down'"

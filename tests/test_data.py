@@ -53,7 +53,7 @@ def test_counts_are_whole_numbers(layout, matrix, expected):
         pytest.param({"log1p": {"base": None}}, 8, np.e, id="natural"),
         pytest.param({"log1p": {}}, 8, np.e, id="natural, read from a file"),
         pytest.param({"log1p": {"base": 2}}, 8, 2.0, id="base 2"),
-        pytest.param({"log1p": {"base": None}}, 1000, np.e, id="recorded beats the values"),
+        pytest.param({"log1p": {"base": None}}, 1000, None, id="values beat the record"),
         pytest.param({}, 8, np.e, id="small values"),
         pytest.param({}, 49.9, np.e, id="just possible"),
         pytest.param({}, 1000, None, id="large values"),

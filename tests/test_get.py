@@ -87,7 +87,7 @@ def test_activations(analysed):
         pytest.param(["sae_7", 5], ["sae_7", "sae_5"], id="list"),
         pytest.param(np.array([7, 5]), ["sae_7", "sae_5"], id="array"),
         pytest.param(pd.Index(["sae_7"]), ["sae_7"], id="index"),
-        pytest.param([], [], id="none"),
+        pytest.param([7, "sae_7"], ["sae_7"], id="twice"),
     ],
 )
 def test_features_by_name_and_number(analysed, asked, names):
@@ -214,3 +214,13 @@ def test_mudata(make_mudata):
     assert len(sae.get.features(mdata, mod="adt")) == 4
     assert sae.get.decoder(mdata).columns[0] == "X_joint_0"
     np.testing.assert_array_equal(sae.get.embedding(mdata), mdata.obsm["X_umap"])
+
+
+def test_feature_statistics_are_those_of_the_cells_that_are_there(analysed):
+    part = analysed[:40].copy()
+    a = part.obsm["sae"].toarray()
+    found = sae.get.features(part)
+    np.testing.assert_array_equal(found["n_cells"], (a > 0).sum(axis=0))
+    np.testing.assert_allclose(found["mean"], a.mean(axis=0), rtol=1e-6)
+    np.testing.assert_array_equal(found["dead"], (a == 0).all(axis=0))
+    assert list(found) == list(analysed.uns["sae"]["features"])

@@ -122,3 +122,11 @@ def test_rows_of_mudata(make_mudata):
     assert part.obsm["sae"].shape == (40, 8)
     sae.tl.rank_genes(part, var_mod="rna")
     sae.tl.encode(part)
+
+
+def test_after_a_plain_concat_the_message_says_how_to_get_the_sae_back(analysed):
+    joined = ad.concat([analysed, analysed], index_unique="-")
+    with pytest.raises(KeyError, match=r"anndata\.concat drops uns.*uns_merge='first'.*reference="):
+        sae.get.features(joined)
+    sae.tl.encode(joined, reference=analysed)
+    assert sae.get.features(joined)["n_cells"].equals(2 * sae.get.features(analysed)["n_cells"])

@@ -57,7 +57,7 @@ def test_cite_rna_read_against_rna_and_protein(net):
     assert "monocyte" in sets["gene_set"].iloc[0] and "MNDA" in sets["genes"].iloc[0]
 
     sae.tl.rank_genes(mdata, mod="rna", var_mod="adt", n_genes=20)
-    proteins = sae.get.genes(mdata, feature, direction="up", n=10, mod="rna")
+    proteins = sae.get.genes(mdata, feature, direction="up", modality="adt", n=10, mod="rna")
     assert proteins["modality"].eq("adt").all()
     assert {"CD14", "CD33", "CD11b", "CD36", "CD64"} & set(proteins["gene"])
 

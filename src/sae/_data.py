@@ -251,6 +251,11 @@ def expression(
             "Make them unique: adata.var_names_make_unique()."
         )
     if source is not held.data:
+        if not source.obs_names.is_unique:
+            raise ValueError(
+                f"{where} has cell names that occur more than once, so cells cannot be matched by name. "
+                "Make them unique: obs_names_make_unique()."
+            )
         position = source.obs_names.get_indexer(held.data.obs_names)
         selected = np.flatnonzero(position >= 0)
         if len(selected) == 0:
@@ -305,12 +310,12 @@ def is_counts(matrix: Matrix) -> bool:
 
 
 def log1p_base(source: ad.AnnData, matrix: Matrix) -> float | None:
-    """Return the base of log1p values: as Scanpy recorded it, else e when the values are small enough, else None."""
+    """Return the base of log1p values, as Scanpy recorded it or else e; None for values too large to be logarithms."""
+    if matrix.max() >= MAX_LOG1P:
+        return None
     recorded = source.uns.get("log1p")
-    if recorded is not None:
-        base = recorded.get("base")
-        return float(np.e) if base is None else float(base)
-    return float(np.e) if matrix.max() < MAX_LOG1P else None
+    base = None if recorded is None else recorded.get("base")
+    return float(np.e) if base is None else float(base)
 
 
 def columns_in_order(found: Representation, names: Sequence[str]) -> Matrix:

@@ -32,11 +32,22 @@ Features = str | int | Sequence[str | int] | None
 
 
 def check_key(key: str, held: Holder) -> None:
-    """Refuse names that h5ad, zarr or MuData cannot hold."""
+    """Refuse names that h5ad, zarr or MuData cannot hold, and those of something that is not an SAE's."""
     if not isinstance(key, str) or not key or "/" in key:
         raise ValueError(f"key_added={key!r} cannot name an SAE: it must be a non-empty string without '/'.")
     if is_mudata(held.data) and key in held.data.mod:
         raise ValueError(f"key_added={key!r} is the name of a modality, whose obsm slot MuData owns. Choose another.")
+    if key in stored_keys(held.data.uns):
+        return
+    data = held.data
+    # Activations that have lost their `uns`, after a concatenation say, are an SAE's.
+    in_obsm = key in data.obsm and not sparse.issparse(data.obsm[key])
+    slots = [slot for slot, taken in (("uns", key in data.uns), ("obsm", in_obsm), ("varm", key in data.varm)) if taken]
+    if slots:
+        raise ValueError(
+            f"{held.where}.{slots[0]}[{key!r}] exists and is not an SAE's: it would be overwritten. "
+            "Choose another key_added=, or remove it first."
+        )
 
 
 def feature_names(key: str, n_features: int) -> pd.Index:
@@ -55,8 +66,13 @@ def read(held: Holder, key: str) -> Mapping[str, Any]:
     if key not in stored_keys(uns):
         there = f"{held.where}.uns holds the SAEs {listing(stored_keys(uns))}" if stored_keys(uns) else "there is none"
         hint = ""
+        if key in held.data.obsm:
+            hint = (
+                f" But {held.where}.obsm has {key!r}: anndata.concat drops uns. Concatenate with uns_merge='first', or run "
+                "sae.tl.encode(..., reference=) with one of the parts."
+            )
         if is_mudata(held.data):
-            hint = " Modalities with an SAE: " + listing(m for m, a in held.data.mod.items() if stored_keys(a.uns))
+            hint += " Modalities with an SAE: " + listing(m for m, a in held.data.mod.items() if stored_keys(a.uns))
             hint += "; pass mod= to use one."
         raise KeyError(
             f"{held.where}.uns has no SAE {key!r} ({there}). Run sae.tl.fit(..., key_added={key!r}) first.{hint}"
@@ -113,6 +129,15 @@ def table(held: Holder, key: str, name: str) -> pd.DataFrame:
     return stored[name].copy()
 
 
+def features(held: Holder, key: str) -> pd.DataFrame:
+    """Return the feature table, its statistics brought up to date when cells were added or removed since `encode`."""
+    found = table(held, key, "features")
+    a = held.data.obsm.get(key)
+    if a is not None and a.shape[0] != read(held, key)["encoded"]["n_obs"]:
+        found[list(STATISTICS)] = statistics_table(key, sparse.csr_matrix(a))
+    return found
+
+
 def write(held: Holder, key: str, stored: Mapping[str, Any], activations: sparse.csr_matrix | None = None) -> None:
     """Put a new state of an SAE in place, as the last act of a verb."""
     if activations is not None:
@@ -165,10 +190,16 @@ def plain_index(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.set_axis(pd.RangeIndex(len(frame)).astype(str), axis=0)
 
 
-def replace_rows(old: pd.DataFrame | None, new: pd.DataFrame, column: str, value: str) -> pd.DataFrame:
-    """Put the rows of `new` in place of the rows of `old` that have `value` in `column`."""
-    kept = None if old is None else old[old[column].astype(str) != value]
-    if kept is None or kept.empty:
+def replace_rows(old: pd.DataFrame | None, new: pd.DataFrame, values: Mapping[str, str | None]) -> pd.DataFrame:
+    """Put the rows of `new` in place of the rows of `old` that have the given values; None is a missing column."""
+    if old is None:
+        return new
+    replaced = pd.Series(True, index=old.index)
+    for column, value in values.items():
+        found = old[column] if column in old else pd.Series(None, index=old.index, dtype=object)
+        replaced &= found.isna() if value is None else found.astype(object) == value
+    kept = old[~replaced]
+    if kept.empty:
         return new
     joined = {}
     for name in dict.fromkeys([*kept.columns, *new.columns]):
@@ -204,4 +235,6 @@ def resolve(features: Features, names: pd.Index) -> np.ndarray:
                 f"There is no feature {feature!r}; the nearest names are {listing(nearest)}. "
                 f"The SAE has {len(names)} features, {names[0]!r} to {names[-1]!r}."
             )
-    return np.asarray(positions, dtype=np.int64)
+    if not positions:
+        raise ValueError("No features were given. Pass names or numbers, or None for all.")
+    return np.asarray(list(dict.fromkeys(positions)), dtype=np.int64)

@@ -115,7 +115,7 @@ def features(data: Data, *, key: str = "sae", mod: str | None = None) -> pd.Data
     >>> list(sae.get.features(adata).columns)
     ['n_cells', 'density', 'mean', 'max', 'dead']
     """
-    return _schema.table(holder(data, mod), key, "features")
+    return _schema.features(holder(data, mod), key)
 
 
 def model(data: Data, *, key: str = "sae", mod: str | None = None) -> Autoencoder:
@@ -196,6 +196,7 @@ def genes(
     feature: Features = None,
     *,
     direction: str | None = None,
+    modality: str | None = None,
     max_padj: float | None = None,
     n: int | None = None,
     key: str = "sae",
@@ -212,6 +213,8 @@ def genes(
     direction
         `"up"` or `"down"`: only genes that are higher, or lower, where the feature is active; the latter with the most
         lowered first.
+    modality
+        Only variables of this modality, of a MuData.
     max_padj
         Only genes with an adjusted p-value up to this.
     n
@@ -229,6 +232,7 @@ def genes(
     """
     _check_direction(direction)
     table = _rows_of(_schema.table(holder(data, mod), key, "genes"), feature, data, key, mod)
+    table = _of(table, "modality", modality)
     if direction is not None:
         table = table[table["score"] > 0 if direction == "up" else table["score"] < 0]
     return _best(table, ["score"], [direction == "down"], max_padj, n)
@@ -240,6 +244,7 @@ def enrichment(
     *,
     collection: str | None = None,
     direction: str | None = None,
+    modality: str | None = None,
     max_padj: float | None = None,
     n: int | None = None,
     key: str = "sae",
@@ -257,6 +262,8 @@ def enrichment(
         Only gene sets of this collection.
     direction
         `"up"` or `"down"`: only sets of genes that are higher, or lower, where the feature is active.
+    modality
+        Only variables of this modality, of a MuData.
     max_padj
         Only sets with an adjusted p-value up to this.
     n
@@ -274,11 +281,8 @@ def enrichment(
     """
     _check_direction(direction)
     table = _rows_of(_schema.table(holder(data, mod), key, "enrichment"), feature, data, key, mod)
-    if collection is not None:
-        known = table["collection"].cat.categories
-        if collection not in known:
-            raise KeyError(f"There are no results for the collection {collection!r}; there are for {listing(known)}.")
-        table = table[table["collection"] == collection]
+    table = _of(table, "modality", modality)
+    table = _of(table, "collection", collection)
     if direction is not None:
         table = table[table["direction"] == direction]
     return _best(table.assign(strength=table["score"].abs()), ["pval", "strength"], [True, False], max_padj, n).drop(
@@ -325,18 +329,23 @@ def labels(
     32
     """
     table = _rows_of(_schema.table(holder(data, mod), key, "labels"), feature, data, key, mod)
-    for column, wanted in (("groupby", groupby), ("label", label)):
-        if wanted is not None:
-            known = table[column].cat.categories
-            if wanted not in known:
-                raise KeyError(f"There are no scores for the {column} {wanted!r}; there are for {listing(known)}.")
-            table = table[table[column] == wanted]
+    table = _of(_of(table, "groupby", groupby), "label", label)
     return _best(table, ["auroc"], [False], max_padj, n)
 
 
 def _check_direction(direction: str | None) -> None:
     if direction not in (None, "up", "down"):
         raise ValueError(f"direction={direction!r} is neither 'up' nor 'down'.")
+
+
+def _of(table: pd.DataFrame, column: str, wanted: str | None) -> pd.DataFrame:
+    """Keep the rows with a value, or say which values there are."""
+    if wanted is None:
+        return table
+    known = table[column].cat.categories if column in table else pd.Index([])
+    if wanted not in known:
+        raise KeyError(f"There are no results for the {column} {wanted!r}; there are for {listing(known)}.")
+    return table[table[column] == wanted]
 
 
 def _rows_of(table: pd.DataFrame, feature: Features, data: Data, key: str, mod: str | None) -> pd.DataFrame:

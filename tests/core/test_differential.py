@@ -126,13 +126,18 @@ def test_gene_absent_from_one_group_is_tested(layout):
 
 @pytest.mark.parametrize(
     ("min_cells", "features"),
-    [(0, [2, 3, 4]), (2, [2, 3, 4]), (3, [3, 4]), (5, [3, 4]), (6, [])],
+    [(2, [2, 3, 4]), (3, [3, 4]), (5, [3, 4]), (6, [])],
 )
 def test_features_need_enough_active_and_inactive_cells(min_cells, features):
     n_active = [0, 1, 2, 5, 15, 19, 20]
     a = sparse.csr_matrix((np.arange(20)[:, None] < n_active).astype(np.float32))
     blocks = list(differential(a, expression(n=20), log_base=None, pseudocount=1, min_cells=min_cells))
     assert [feature for block in blocks for feature in block.features] == features
+
+
+def test_one_cell_is_not_a_group():
+    with pytest.raises(ValueError, match="min_cells=1 is below 2"):
+        list(differential(activity(), expression(), log_base=None, pseudocount=1, min_cells=1))
 
 
 @pytest.mark.parametrize("value", [0, -1])

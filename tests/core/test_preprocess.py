@@ -131,14 +131,20 @@ def test_constant_columns_get_zero_weight_and_their_own_value(kind):
         pytest.param(lambda noise: 0 * noise + 0.1, False, id="value with rounding"),
         pytest.param(lambda noise: 1e4 + 1e-3 * noise, False, id="sd a ten-millionth of the mean"),
         pytest.param(lambda noise: 1e4 + noise, True, id="sd a ten-thousandth of the mean"),
-        pytest.param(lambda noise: 1e-8 * noise, False, id="negligible beside the widest"),
         pytest.param(lambda noise: 1e-4 * noise, True, id="narrow"),
     ],
 )
-def test_column_is_constant_beside_its_mean_and_the_widest_column(column, kept):
+@pytest.mark.parametrize("kind", PREPROCESS)
+def test_column_is_constant_beside_its_mean(kind, column, kept):
     rng = np.random.default_rng(0)
     x = np.column_stack([rng.normal(size=200), column(rng.normal(size=200))])
-    assert fit_scaling(x, "standardize").kept.tolist() == ([0, 1] if kept else [0])
+    assert fit_scaling(x, kind).kept.tolist() == ([0, 1] if kept else [0])
+
+
+@pytest.mark.parametrize(("kind", "kept"), [("center", [0]), ("whiten", [0]), ("standardize", [0, 1])])
+def test_column_negligible_beside_the_widest_counts_only_where_columns_are_made_alike(kind, kept):
+    x = np.random.default_rng(0).normal(size=(200, 2)) * [1, 1e-8]
+    assert fit_scaling(x, kind).kept.tolist() == kept
 
 
 @pytest.mark.parametrize(

@@ -194,3 +194,14 @@ def test_mudata(make_mudata, compare):
     features = mdata["adt"].uns["sae"]["features"]
     mdata["adt"].uns["sae"]["features"] = features.iloc[:, :-3]
     compare.assert_same(before, compare.state(mdata))
+
+
+def test_feature_silent_in_the_labelled_cells_has_no_label(analysed):
+    active = analysed.obsm["sae"][:, 0].toarray().ravel() > 0
+    labels = analysed.obs["bulk_labels"].astype(object)
+    labels[active] = np.nan
+    analysed.obs["part"] = labels.astype("category")
+    sae.tl.score_labels(analysed, "part")
+    row = sae.get.features(analysed).loc["sae_0"]
+    assert row["part_scope"] == "dead"
+    assert row["part_label"] is np.nan or row["part_label"] is None or row["part_label"] != row["part_label"]

@@ -62,6 +62,8 @@ def differential(
     ------
     Blocks of features in order. Genes that are constant over all cells are not tested: score 0, p and adjusted p NaN.
     """
+    if min_cells < 2:
+        raise ValueError(f"min_cells={min_cells} is below 2, and one cell has no variance.")
     if pseudocount <= 0:
         raise ValueError(
             f"pseudocount={pseudocount} must be positive, or a gene absent from a group has no fold change."
@@ -69,7 +71,7 @@ def differential(
     n, g = x.shape
     members = sparse.csr_matrix((active > 0).T, dtype=np.float64)
     n_active = members.getnnz(axis=1)
-    features = np.flatnonzero((n_active >= max(min_cells, 2)) & (n - n_active >= max(min_cells, 2)))
+    features = np.flatnonzero((n_active >= min_cells) & (n - n_active >= min_cells))
     shift = np.zeros(g) if sparse.issparse(x) else x.mean(axis=0, dtype=np.float64)
     everyone = sparse.csr_matrix(np.ones((1, n)))
     total = _sums(everyone, x, shift)

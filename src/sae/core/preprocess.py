@@ -16,7 +16,7 @@ WHITEN_MAX_INPUTS = 2_000
 WHITEN_MIN_CELLS_PER_INPUT = 10
 WHITEN_RIDGE = 1e-3
 CONSTANT = 1e-6
-"""A column is constant when its standard deviation is below this share of its mean, or of the widest column."""
+"""A column is constant when its standard deviation is below this share of its mean (or of the widest column)."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,9 @@ def fit_scaling(x: Matrix, kind: Preprocess, *, block_rows: int = 4096) -> Scali
     second /= n
     variance = np.diag(second) if kind == "whiten" else second
     spread = np.sqrt(variance)
-    kept = np.flatnonzero(spread > CONSTANT * np.maximum(np.abs(mean), spread.max()))
+    # Where columns keep their proportions, one that is negligible beside the widest counts as constant too.
+    scale = np.abs(mean) if kind == "standardize" else np.maximum(np.abs(mean), spread.max())
+    kept = np.flatnonzero(spread > CONSTANT * scale)
     if len(kept) == 0:
         raise ValueError(f"All {d} columns of the representation are constant over {n} cells: there is nothing to fit.")
     if kind == "whiten":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -16,6 +17,7 @@ from .rows import Matrix, dense_rows
 N_RECORDS = 50
 SMALLEST_GROUP = 8
 INITIAL_NOISE = 1.0
+PRODUCTS_PER_THREAD = 20_000_000
 MAX_EVALUATED = 2048
 WARM_UP, DECAY = 0.05, 0.2
 
@@ -92,14 +94,15 @@ class _Parameters(torch.nn.Module):
 
     @torch.no_grad()
     def export(self, architecture: Architecture, k: int | None) -> Autoencoder:
-        W_enc, b_enc = self.W_enc.double().cpu(), self.b_enc.double().cpu()
+        # To the CPU first: MPS has no float64.
+        W_enc, b_enc = self.W_enc.cpu().double(), self.b_enc.cpu().double()
         if self.b_pre is not None:
-            b_enc = b_enc + self.b_pre.double().cpu() @ W_enc
+            b_enc = b_enc + self.b_pre.cpu().double() @ W_enc
         return Autoencoder(
             W_enc=W_enc.numpy(),
             b_enc=b_enc.numpy(),
-            W_dec=self.W_dec.double().cpu().numpy(),
-            b_dec=self.b_dec.double().cpu().numpy(),
+            W_dec=self.W_dec.cpu().double().numpy(),
+            b_dec=self.b_dec.cpu().double().numpy(),
             activation=architecture.activation,
             k=k,
         )
@@ -144,6 +147,17 @@ def choose_device(device: str) -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+@contextmanager
+def _threads_for(products: int) -> Iterator[None]:
+    """Use one thread for steps of few multiply-adds: waking a second costs more, and much more on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if products < PRODUCTS_PER_THREAD else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def train(
@@ -197,34 +211,37 @@ def train(
     last_fired = torch.zeros(settings.n_features, dtype=torch.long, device=device)
     record_every = max(1, settings.steps // N_RECORDS)
     history: list[Record] = []
-    for step, rows in zip(range(settings.steps), batches(len(train_rows), settings.batch_size, rng), strict=False):
-        rate = settings.learning_rate * learning_rate_factor(step, settings.steps)
-        optimizer.param_groups[0]["lr"] = rate
-        y = load(train_rows[rows])
-        a = parameters.activate(y, k)
-        errors = [(y - y_hat).square().sum(dim=1).mean() for y_hat in parameters.reconstructions(a, settings.groups)]
-        loss = torch.stack(errors).mean()
-        if l1 is not None:
-            loss = loss + l1 * a.sum(dim=1).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        parameters.normalise_decoder()
-        last_fired[(a.detach() > 0).any(dim=0)] = step
-        record = None
-        if (step + 1) % record_every == 0 or step + 1 == settings.steps:
-            dead = float((step - last_fired >= 2 * steps_per_pass).float().mean())
-            (fvu, l0), (val_fvu, val_l0) = (_evaluate(parameters, part, k, scaling) for part in evaluated)
-            if not np.isfinite([loss.item(), fvu]).all():
-                raise DivergedError(
-                    f"The loss is {loss.item()} and the unexplained variance {fvu} at step {step + 1} of {settings.steps}. "
-                    f"The learning rate of {settings.learning_rate:g} is probably too high: try "
-                    f"learning_rate={settings.learning_rate / 10:g}."
-                )
-            record = Record(step + 1, rate, loss.item(), fvu, l0, dead, val_fvu, val_l0)
-            history.append(record)
-        if on_step is not None:
-            on_step(step, record)
+    with _threads_for(settings.batch_size * len(scaling.kept) * settings.n_features):
+        for step, rows in zip(range(settings.steps), batches(len(train_rows), settings.batch_size, rng), strict=False):
+            rate = settings.learning_rate * learning_rate_factor(step, settings.steps)
+            optimizer.param_groups[0]["lr"] = rate
+            y = load(train_rows[rows])
+            a = parameters.activate(y, k)
+            errors = [
+                (y - y_hat).square().sum(dim=1).mean() for y_hat in parameters.reconstructions(a, settings.groups)
+            ]
+            loss = torch.stack(errors).mean()
+            if l1 is not None:
+                loss = loss + l1 * a.sum(dim=1).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            parameters.normalise_decoder()
+            last_fired[(a.detach() > 0).any(dim=0)] = step
+            record = None
+            if (step + 1) % record_every == 0 or step + 1 == settings.steps:
+                dead = float((step - last_fired >= 2 * steps_per_pass).float().mean())
+                (fvu, l0), (val_fvu, val_l0) = (_evaluate(parameters, part, k, scaling) for part in evaluated)
+                if not np.isfinite([loss.item(), fvu]).all():
+                    raise DivergedError(
+                        f"The loss is {loss.item()} and the unexplained variance {fvu} at step {step + 1} of {settings.steps}. "
+                        f"The learning rate of {settings.learning_rate:g} is probably too high: try "
+                        f"learning_rate={settings.learning_rate / 10:g}."
+                    )
+                record = Record(step + 1, rate, loss.item(), fvu, l0, dead, val_fvu, val_l0)
+                history.append(record)
+            if on_step is not None:
+                on_step(step, record)
     return scaling.fold(parameters.export(architecture, k)), history
 
 
@@ -241,6 +258,6 @@ def _evaluate(parameters: _Parameters, y: torch.Tensor, k: int | None, scaling: 
     if len(y) == 0:
         return float("nan"), float("nan")
     a = parameters.activate(y, k)
-    residual = (y - torch.addmm(parameters.b_dec, a, parameters.W_dec)).double().cpu().numpy()
+    residual = (y - torch.addmm(parameters.b_dec, a, parameters.W_dec)).cpu().double().numpy()
     raw = residual * scaling.backward if scaling.backward.ndim == 1 else residual @ scaling.backward
-    return float(np.square(raw).sum(axis=1).mean() / scaling.variance), float((a > 0).sum(dim=1).double().mean())
+    return float(np.square(raw).sum(axis=1).mean() / scaling.variance), float((a > 0).sum(dim=1).float().mean())

@@ -68,6 +68,8 @@ def history(
 
     table = get.history(data, key=key, mod=mod)
     chosen = [metrics] if isinstance(metrics, str) else list(metrics)
+    if not chosen:
+        raise ValueError(f"No metrics were given. Pass some of {', '.join(map(repr, table.columns))}.")
     unknown = [metric for metric in chosen if metric not in table.columns]
     if unknown:
         raise KeyError(f"The history has no {unknown[0]!r}; it has {', '.join(map(repr, table.columns))}.")
@@ -85,7 +87,7 @@ def history(
             panel.plot(table["step"], held_out, color=HELD_OUT, linestyle="--", label="held out")
             panel.legend(frameon=False)
         panel.set(xlabel="step", ylabel=NAMES.get(metric, metric))
-        peak = np.nanmax(np.concatenate([line.get_ydata() for line in panel.lines]))
+        peak = np.nanmax(np.concatenate([[0.0], *(line.get_ydata() for line in panel.lines)]))
         panel.set_ylim(0, 1.08 * peak if peak > 0 else 1)
         panel.spines[["top", "right"]].set_visible(False)
     return axes if len(axes) > 1 else axes[0]

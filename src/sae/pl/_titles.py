@@ -20,6 +20,7 @@ def titles(data: Data, features: Sequence[str], *, key: str, mod: str | None) ->
     meaning: dict[str, str] = {}
     with contextlib.suppress(KeyError):
         best = get.labels(data, list(features), max_padj=MAX_PADJ, n=1, key=key, mod=mod)
+        best = best[best["auroc"] > 0.5]
         meaning |= dict(zip(best["feature"], best["label"], strict=True))
     with contextlib.suppress(KeyError):
         best = get.enrichment(data, list(features), direction="up", max_padj=MAX_PADJ, n=1, key=key, mod=mod)

@@ -6,10 +6,11 @@ import warnings
 import numpy as np
 
 from .. import _schema
-from .._data import Data, columns_in_order, fingerprint, holder, is_mudata, representation
+from .._data import Data, Holder, columns_in_order, fingerprint, holder, is_mudata, representation
 from .._progress import progress_bar
 
 BAD_FIT = 2.0
+JUDGED_CELLS = 20
 
 
 def encode(
@@ -47,7 +48,7 @@ def encode(
     -------
     Nothing. Writes `obsm[key]`, a CSR matrix (cells × features, float32) of activations ≥ 0, and in `uns[key]` the
     table `features` (per feature `n_cells` active, `density`, `mean` and `max` activation over all cells, `dead`) and
-    `encoded`: what was read, its L0 and its FVU = mean ‖x − x̂‖² / (variance of the training cells). Earlier results
+    `encoded`: what was read, its L0 and its FVU = mean ‖x − x̂‖² / (variance over the cells given to `fit`). Earlier results
     that rest on activations are removed.
 
     Raises
@@ -60,8 +61,8 @@ def encode(
     Warns
     -----
     UserWarning
-        The FVU is more than twice that of the training cells (another PCA than the one trained on, say), or the
-        representation of the training cells was recomputed.
+        The FVU of 20 cells or more is over twice that of the cells held out in training (another PCA than the one trained
+        on, say), or the representation of the same cells has changed since.
 
     Examples
     --------
@@ -74,12 +75,13 @@ def encode(
     """
     from scanpy import logging as logg
 
-    held = holder(data, mod)
+    held = holder(data, mod if reference is None or is_mudata(data) else None)
     if reference is None:
         stored = _schema.read(held, key)
     else:
         _schema.check_key(key, held)
-        stored = _schema.read(holder(reference, mod if is_mudata(reference) else None), key)
+        source = holder(reference, mod if is_mudata(reference) else None)
+        stored = _schema.read(Holder(source.data, f"reference ({source.where})"), key)
     model, params = _schema.model(stored), stored["params"]
     if use_rep is None and layer is None:
         use_rep, layer = params["use_rep"], params["layer"]
@@ -99,7 +101,7 @@ def encode(
     activations = encoded.activations
     fvu = float(np.mean(encoded.squared_error) / params["variance"]) if x.shape[0] else float("nan")
     trained_fvu = params["val_fvu"] if np.isfinite(params["val_fvu"]) else params["fvu"]
-    if fvu > BAD_FIT * trained_fvu:
+    if x.shape[0] >= JUDGED_CELLS and fvu > BAD_FIT * trained_fvu:
         warnings.warn(
             f"The SAE {key!r} leaves {fvu:.3f} of the variance of {found.where} unexplained, against {trained_fvu:.3f} "
             "of held-out cells in training. Is it the same embedding that the SAE was trained on (the same model, "

@@ -48,7 +48,7 @@ def enrich(
     * `"ora"`, over-representation: the study set of a feature are the genes with adjusted p ≤ `max_padj` and log2 fold
       change ≥ `min_log2fc` (`"up"`) or ≤ −`min_log2fc` (`"down"`). With N genes tested, K of them in the gene set, n in the
       study set and x in both, the p-value is P(X ≥ x), X ~ Hypergeometric(N, K, n): Fisher's exact test, one-sided. `score`
-      is the log2 odds ratio, with 0.5 added to each count.
+      is the log2 odds ratio, with 0.5 added to each count. Weights of the net are not used.
     * `"ulm"`, a linear model of the t statistics of all tested genes on set membership (or weight), by
       :mod:`decoupler` (Badia-i-Mompel et al. 2022, doi:10.1093/bioadv/vbac016). `score` is the t of its slope, the
       direction is its sign, the p-value two-sided.
@@ -78,7 +78,7 @@ def enrich(
     max_padj, min_log2fc
         Which genes stand out for a feature: the study set of `"ora"`, and the genes listed for either method.
     min_size, max_size
-        Gene sets with fewer or more measured genes are left out.
+        Gene sets with fewer or more measured genes (those that vary over the cells) are left out.
     n_sets
         Gene sets to store per feature and direction, best first; None for all. P-values are adjusted over all of them.
     min_cells
@@ -93,7 +93,7 @@ def enrich(
     Nothing. Writes `uns[key]["enrichment"]`, a row per feature, gene set and direction with at least one gene of the set
     standing out (for `"ulm"`, any): `feature`, `collection`, `gene_set`, `direction`, `overlap` (genes of the set
     that stand out), `size` (genes of the set that were tested), `score`, `pval`, `padj`, `genes` (the overlapping genes,
-    most significant first, separated by ";"), and `modality` for a MuData.
+    largest |t| first, separated by ";"), and `modality` for a MuData.
 
     Raises
     ------
@@ -117,8 +117,7 @@ def enrich(
 
     from ..core.differential import differential
 
-    if method not in METHODS:
-        raise ValueError(f"method={method!r} is not one of {', '.join(map(repr, METHODS))}.")
+    _check(method, collection, max_padj, min_log2fc, min_size, max_size, n_sets)
     held = holder(data, mod)
     a = _schema.activations(held, key)
     expressed, rows = expression(data, held, layer=layer, use_raw=use_raw, var_mod=var_mod)
@@ -149,11 +148,12 @@ def enrich(
         "direction": pd.Index(DIRECTIONS),
     }
     table = _schema.tidy(columns, _schema.ENRICHMENT, categories)
-    if modality := var_mod or mod:
+    modality = var_mod or mod
+    if modality is not None:
         table["modality"] = pd.Categorical([modality] * len(table))
 
     stored = _schema.read(held, key)
-    table = _schema.replace_rows(stored.get("enrichment"), table, "collection", collection)
+    table = _schema.replace_rows(stored.get("enrichment"), table, {"collection": collection, "modality": modality})
     _schema.write(held, key, {**stored, "enrichment": table})
     n_named = table.loc[(table["collection"] == collection) & (table["padj"] <= max_padj), "feature"].nunique()
     logg.info(
@@ -162,6 +162,31 @@ def enrich(
         deep=f"added\n    {held.where}.uns[{key!r}]['enrichment'], collection {collection!r}: {n_named} of {a.shape[1]} "
         f"features have a gene set at padj ≤ {max_padj}",
     )
+
+
+def _check(
+    method: str,
+    collection: str | None,
+    max_padj: float,
+    min_log2fc: float,
+    min_size: int,
+    max_size: int | None,
+    n_sets: int | None,
+) -> None:
+    if method not in METHODS:
+        raise ValueError(f"method={method!r} is not one of {', '.join(map(repr, METHODS))}.")
+    if collection is not None and (not isinstance(collection, str) or not collection):
+        raise ValueError(f"collection={collection!r} cannot name gene sets: it must be a non-empty string.")
+    if not 0 < max_padj <= 1:
+        raise ValueError(f"max_padj={max_padj} is not a probability above 0 and up to 1.")
+    if min_log2fc < 0:
+        raise ValueError(f"min_log2fc={min_log2fc} is negative: a gene would be both up and down.")
+    if max_size is not None and max_size < min_size:
+        raise ValueError(f"max_size={max_size} is below min_size={min_size}.")
+    if n_sets is not None and n_sets < 1:
+        raise ValueError(
+            f"n_sets={n_sets} is below 1. Pass the number of gene sets per feature and direction, or None."
+        )
 
 
 @dataclass(frozen=True)

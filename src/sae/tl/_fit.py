@@ -13,6 +13,7 @@ from ..core.architectures import ARCHITECTURES
 from ..core.preprocess import PREPROCESS, Preprocess, fit_scaling
 
 if TYPE_CHECKING:
+    from ..core.autoencoder import Encoded
     from ..core.rows import Matrix
     from ..core.train import Record, Settings
 
@@ -22,6 +23,7 @@ FEATURES_PER_INPUT = 8
 N_FEATURES_RANGE = (64, 8192)
 K_RANGE = (4, 32)
 DEFAULT_L1 = 1.0
+STEPS_TIMES_RATE = 9
 
 
 def fit(
@@ -76,8 +78,8 @@ def fit(
         `"whiten"`: decorrelated columns of unit variance, with a ridge of 0.001 times the mean eigenvalue; needs
         d ≤ 2,000 and 10 d cells.
     nested
-        Let the first 8, 16, 32, ... features reconstruct on their own as well (Matryoshka, Bussmann et al. 2025,
-        arXiv:2503.17547): the loss is the mean of these reconstructions' errors. Broad programs, such as major cell types,
+        Let the first half of the features reconstruct on its own as well, and the first quarter, down to the first 8 or so
+        (Matryoshka, Bussmann et al. 2025, arXiv:2503.17547): the loss is the mean of these reconstructions' errors. Broad programs, such as major cell types,
         then keep a feature among the first ones instead of being split over many. By default for `"topk"` only.
     n_features
         Width h of the dictionary. By default the largest power of two that leaves 16 cells a feature, at least 64 and
@@ -133,6 +135,8 @@ def fit(
 
     held = holder(data, mod)
     _schema.check_key(key_added, held)
+    if key_added == use_rep:
+        raise ValueError(f"key_added={key_added!r} is also the representation to train on, which it would replace.")
     _check_choices(architecture, preprocess, k, l1, validation)
     _check_positive(n_features=n_features, k=k, learning_rate=learning_rate, steps=steps, batch_size=batch_size)
     found = representation(held, use_rep, layer)
@@ -150,43 +154,32 @@ def fit(
     if len(scaling.kept) < d:
         logg.warning(f"{d - len(scaling.kept)} of {d} columns of {found.where} are constant; they get zero weight.")
 
-    n_features = n_features or default_n_features(n, d)
-    sparsity = ARCHITECTURES[architecture].sparsity
-    if sparsity == "k":
-        k = k or default_k(d, n_features)
-        if k > n_features:
-            raise ValueError(f"k={k} is larger than n_features={n_features}. Choose k up to the number of features.")
-    else:
-        l1 = DEFAULT_L1 if l1 is None else l1
-    learning_rate = learning_rate or default_learning_rate(n_features)
-    batch_size = min(batch_size or default_batch_size(n), len(train_rows))
-    steps = steps or max(round(9 / learning_rate), -(-len(train_rows) // batch_size))
-
-    nested = architecture == "topk" if nested is None else nested
-
-    from ..core.train import Settings, choose_device, nested_groups
-
-    groups = nested_groups(n_features) if nested else (n_features,)
-    settings = Settings(
-        architecture, n_features, groups, k, l1, learning_rate, steps, batch_size, seed, choose_device(device)
+    settings = _settings(
+        n,
+        d,
+        architecture=architecture,
+        nested=architecture == "topk" if nested is None else nested,
+        n_features=n_features,
+        k=k,
+        l1=l1,
+        learning_rate=learning_rate,
+        steps=steps,
+        batch_size=batch_size,
+        n_train=len(train_rows),
+        seed=seed,
+        device=device,
     )
-    start = logg.info(f"training {n_features} features on {found.where} ({n} × {d})")
+    start = logg.info(f"training {settings.n_features} features on {found.where} ({n} × {d})")
     trained, records = _train_with_bar(x, scaling, settings, train_rows, val_rows, progress)
 
-    train_fit, val_fit = (_goodness(trained, x, rows, scaling.variance) for rows in (train_rows, val_rows))
-    params: dict[str, Any] = {
-        "architecture": architecture,
-        "n_features": n_features,
-        sparsity: {"k": k, "l1": l1}[sparsity],
+    encoded = trained.encode(x)
+    train_fit, val_fit = (_goodness(encoded, rows, scaling.variance) for rows in (train_rows, val_rows))
+    params = {
+        **_stored_settings(settings),
         "use_rep": None if layer is not None else (use_rep or "X_pca"),
         "layer": layer,
         "preprocess": preprocess,
-        "nested": nested,
-        "learning_rate": float(learning_rate),
-        "steps": steps,
-        "batch_size": batch_size,
         "validation": float(validation),
-        "seed": seed,
         "n_obs": n,
         "n_constant_inputs": d - len(scaling.kept),
         "input_scale": float(scaling.forward[0]) if preprocess == "center" else None,
@@ -218,6 +211,63 @@ def fit(
     )
 
 
+def _settings(
+    n: int,
+    d: int,
+    *,
+    architecture: str,
+    nested: bool,
+    n_features: int | None,
+    k: int | None,
+    l1: float | None,
+    learning_rate: float | None,
+    steps: int | None,
+    batch_size: int | None,
+    n_train: int,
+    seed: int,
+    device: str,
+) -> Settings:
+    """Choose from the size of the data what was not given."""
+    from ..core.train import Settings, choose_device, nested_groups
+
+    n_features = n_features or default_n_features(n, d)
+    if ARCHITECTURES[architecture].sparsity == "k":
+        k = k or default_k(d, n_features)
+        if k > n_features:
+            raise ValueError(f"k={k} is larger than n_features={n_features}. Choose k up to the number of features.")
+    else:
+        l1 = DEFAULT_L1 if l1 is None else float(l1)
+    learning_rate = float(learning_rate or default_learning_rate(n_features))
+    batch_size = min(batch_size or default_batch_size(n), n_train)
+    return Settings(
+        architecture=architecture,
+        n_features=n_features,
+        groups=nested_groups(n_features) if nested else (n_features,),
+        k=k,
+        l1=l1,
+        learning_rate=learning_rate,
+        steps=steps or max(round(STEPS_TIMES_RATE / learning_rate), -(-n_train // batch_size)),
+        batch_size=batch_size,
+        seed=seed,
+        device=choose_device(device),
+    )
+
+
+def _stored_settings(settings: Settings) -> dict[str, Any]:
+    """Write the settings as plain values; of `k` and `l1`, the one that the architecture uses."""
+    sparsity = ARCHITECTURES[settings.architecture].sparsity
+    return {
+        "architecture": settings.architecture,
+        "n_features": settings.n_features,
+        "nested": len(settings.groups) > 1,
+        sparsity: getattr(settings, sparsity),
+        "learning_rate": settings.learning_rate,
+        "steps": settings.steps,
+        "batch_size": settings.batch_size,
+        "seed": settings.seed,
+    }
+
+
 def default_n_features(n: int, d: int) -> int:
     """Largest power of two that leaves 16 cells a feature, within 64 and the power of two from 8 d on (≤ 8,192)."""
     low, high = N_FEATURES_RANGE
@@ -243,6 +293,8 @@ def default_batch_size(n: int) -> int:
 def _check_positive(**settings: float | None) -> None:
     for name, value in settings.items():
         lowest = "not above 0" if name == "learning_rate" else "below 1"
+        if value is not None and name != "learning_rate" and not isinstance(value, int | np.integer):
+            raise TypeError(f"{name}={value!r} is a {type(value).__name__}; expected an integer.")
         if value is not None and (value <= 0 or (value < 1 and name != "learning_rate")):
             raise ValueError(f"{name}={value} is {lowest}. Leave it out to have it chosen from the data.")
 
@@ -279,9 +331,9 @@ def _train_with_bar(
         return train(x, scaling, settings, train_rows=train_rows, val_rows=val_rows, on_step=on_step)
 
 
-def _goodness(trained: Any, x: Matrix, rows: np.ndarray, variance: float) -> tuple[float, float]:
+def _goodness(encoded: Encoded, rows: np.ndarray, variance: float) -> tuple[float, float]:
     """Return FVU and L0 of the folded weights on some cells; NaN for none."""
     if len(rows) == 0:
         return float("nan"), float("nan")
-    encoded = trained.encode(x[rows])
-    return float(encoded.squared_error.mean() / variance), encoded.activations.nnz / len(rows)
+    n_active = np.diff(encoded.activations.indptr)
+    return float(encoded.squared_error[rows].mean() / variance), float(n_active[rows].mean())

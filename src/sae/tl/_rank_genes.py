@@ -37,8 +37,8 @@ def rank_genes(
 
     with 1 the cells where the feature is active (activation > 0) and 0 the others; p-values two-sided, adjusted within a
     feature over all genes that vary (Benjamini-Hochberg). The fold change is
-    log2((m₁ + c) / (m₀ + c)) with the pseudocount c and m = expm1(x̄) for log1p values (recognised by `uns["log1p"]`, or by
-    non-integer values below 50), m = x̄ otherwise.
+    log2((m₁ + c) / (m₀ + c)) with the pseudocount c and m = expm1(x̄) for log1p values (not all integers, all below 50; of
+    the base in `uns["log1p"]`, else e), m = x̄ otherwise.
 
     Parameters
     ----------
@@ -106,13 +106,17 @@ def rank_genes(
             blocks.append(_best_genes(block, n_genes))
             bar.update(len(block.features))
     table = _table(blocks, _schema.feature_names(key, a.shape[1]), expressed.genes)
-    if modality := var_mod or mod:
+    modality = var_mod or mod
+    if modality is not None:
         table["modality"] = pd.Categorical([modality] * len(table))
-    _schema.write(held, key, {**_schema.read(held, key), "genes": table})
+    n_ranked = table["feature"].nunique()
+    stored = _schema.read(held, key)
+    table = _schema.replace_rows(stored.get("genes"), table, {"modality": modality})
+    _schema.write(held, key, {**stored, "genes": table})
     logg.info(
         "    finished",
         time=start,
-        deep=f"added\n    {held.where}.uns[{key!r}]['genes'], {len(table)} rows for {table['feature'].nunique()} features; "
+        deep=f"added\n    {held.where}.uns[{key!r}]['genes'], {len(table)} rows for {n_ranked} features; "
         f"those with fewer than {min_cells} active or inactive cells were not tested",
     )
 

@@ -7,6 +7,7 @@ from .. import _schema
 from .._data import Data, holder, listing
 
 Z = 1.96
+MAX_LABELS = 1_000
 SCOPES = ("local", "regional", "global", "dead")
 
 
@@ -22,7 +23,7 @@ def score_labels(data: Data, groupby: str, *, key: str = "sae", mod: str | None 
     * `difference` D, mean activation inside minus outside.
 
     A feature is called significant for a label when D > 1.96 (SE₁ + SE₀), with SE = s / √n, and its scope is `"local"` for
-    exactly one such label, `"regional"` for several, `"global"` for none although it is active, `"dead"` when it never is
+    exactly one such label, `"regional"` for several, `"global"` for none although it is active, `"dead"` when it is active in no labelled cell
     (arXiv:2410.11468, the 3-way form).
 
     Parameters
@@ -94,17 +95,17 @@ def score_labels(data: Data, groupby: str, *, key: str = "sae", mod: str | None 
 
     stored = _schema.read(held, key)
     significant = (scores.difference > Z * scores.standard_error).sum(axis=0)
-    dead = stored["features"]["dead"].to_numpy()
-    scope = np.select([dead, significant == 1, significant > 1], ["dead", "local", "regional"], "global")
+    silent = a[known].getnnz(axis=0) == 0
+    scope = np.select([silent, significant == 1, significant > 1], ["dead", "local", "regional"], "global")
     best = scores.auroc.argmax(axis=0)
     summary = stored["features"].assign(
         **{
-            f"{groupby}_label": pd.Categorical.from_codes(np.where(dead, -1, best), categories=names),
+            f"{groupby}_label": pd.Categorical.from_codes(np.where(silent, -1, best), categories=names),
             f"{groupby}_auroc": scores.auroc.max(axis=0),
             f"{groupby}_scope": pd.Categorical(list(scope), categories=list(SCOPES)),
         }
     )
-    table = _schema.replace_rows(stored.get("labels"), table, "groupby", groupby)
+    table = _schema.replace_rows(stored.get("labels"), table, {"groupby": groupby})
     _schema.write(held, key, {**stored, "labels": table, "features": summary})
     counts = ", ".join(f"{(scope == name).sum()} {name}" for name in SCOPES)
     logg.info(
@@ -117,7 +118,7 @@ def score_labels(data: Data, groupby: str, *, key: str = "sae", mod: str | None 
 
 def _labels(obs: pd.DataFrame, groupby: str, where: str) -> pd.Categorical:
     """Read a column of labels, with unused categories dropped."""
-    if groupby not in obs.columns:
+    if not isinstance(groupby, str) or groupby not in obs.columns:
         raise KeyError(f"{where}.obs has no column {groupby!r}; it has {listing(obs.columns)}.")
     if "/" in groupby:
         raise ValueError(f"{groupby!r} cannot name stored columns: h5ad does not take '/' in keys. Rename the column.")
@@ -127,6 +128,15 @@ def _labels(obs: pd.DataFrame, groupby: str, where: str) -> pd.Categorical:
             f"{where}.obs[{groupby!r}] is continuous ({column.dtype}). Pass a column of labels, or make one with pd.cut."
         )
     labels = pd.Categorical(column).remove_unused_categories()
+    if len(labels.categories) > MAX_LABELS:
+        raise ValueError(
+            f"{where}.obs[{groupby!r}] has {len(labels.categories)} different values; labels can be up to {MAX_LABELS}. "
+            "Pass a column of cell types, conditions or the like."
+        )
+    if not labels.categories.astype(str).is_unique:
+        raise ValueError(
+            f"{where}.obs[{groupby!r}] has labels that read the same as text ({listing(labels.categories)}). Rename them."
+        )
     if len(labels.categories) < 2:
         found = f"only one label ({listing(labels.categories)})" if len(labels.categories) else "no labels"
         raise ValueError(

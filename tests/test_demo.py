@@ -1,0 +1,11 @@
+from __future__ import annotations
+
+from sae.demo import main
+
+
+def test_demo_writes_everything(tmp_path, capsys):
+    main(["--out", str(tmp_path / "out"), "--groupby", "bulk_labels"])
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    tables = {"features.csv", "genes.csv", "enrichment.csv", "labels.csv", "history.csv", "summary.csv"}
+    assert written == tables | {"adata.h5ad", "feature_umap.png", "enrichment.png", "history.png"}
+    assert "CD34+ progenitor" in capsys.readouterr().out
