@@ -187,12 +187,12 @@ def refuse_non_finite(matrix: Matrix, where: str) -> None:
         )
 
 
-def fingerprint(held: Holder, matrix: Matrix) -> str:
+def fingerprint(held: Holder, matrix: Matrix, columns: np.ndarray | slice = slice(None)) -> str:
     """Hash the names and values of up to 1,000 evenly spaced rows, to tell later whether they were recomputed."""
     n = matrix.shape[0]
     rows = np.linspace(0, n - 1, min(n, FINGERPRINT_ROWS)).astype(np.int64)
     names = "\n".join(held.data.obs_names[rows].astype(str))
-    values = np.ascontiguousarray(dense_rows(matrix, rows), dtype=np.float32)
+    values = np.ascontiguousarray(dense_rows(matrix, rows)[:, columns], dtype=np.float32)
     digests = (hashlib.blake2b(part, digest_size=12).hexdigest() for part in (names.encode(), values.tobytes()))
     return "-".join(digests)
 
@@ -211,13 +211,12 @@ def recomputed(held: Holder, use_rep: str | None, layer: str | None, names: Sequ
         found, matrix = matrix.columns.astype(str), matrix.to_numpy()
     if not (isinstance(matrix, np.ndarray) or sparse.issparse(matrix)):
         return False
-    matrix = matrix.tocsr() if sparse.issparse(matrix) else matrix
+    columns: np.ndarray | slice = slice(None)
     if found is not None and len(names) and not np.array_equal(found, names):
-        position = found.get_indexer(pd.Index(names)) if found.is_unique else np.array([-1])
-        if (position < 0).any():
+        columns = found.get_indexer(pd.Index(names)) if found.is_unique else np.array([-1])
+        if np.any(columns < 0):
             return False
-        matrix = matrix[:, position]
-    cells, values = fingerprint(held, matrix).split("-")
+    cells, values = fingerprint(held, matrix.tocsr() if sparse.issparse(matrix) else matrix, columns).split("-")
     return cells == earlier.split("-")[0] and values != earlier.split("-")[1]
 
 

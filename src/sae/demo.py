@@ -13,8 +13,11 @@ from pathlib import Path
 
 import anndata as ad
 import pandas as pd
+import scanpy as sc
 
 import sae
+
+from ._data import is_counts
 
 MOST_LABELS = 50
 N_SHOWN, N_DRAWN = 12, 8
@@ -26,6 +29,11 @@ def main(arguments: list[str] | None = None) -> None:
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
     adata = ad.read_h5ad(options.h5ad) if options.h5ad else sae.datasets.pbmc68k()
+    if is_counts(adata.X):
+        print("X holds counts: kept in layers['counts'], X normalised to 10,000 and log-transformed")
+        adata.layers["counts"] = adata.X.copy()
+        sc.pp.normalize_total(adata, target_sum=1e4)
+        sc.pp.log1p(adata)
     net, collection = (options.net, None) if options.net else (sae.datasets.immune_markers(), "immune_markers")
     groupby = options.groupby or _guess_labels(adata)
     print(f"{adata.n_obs} cells × {adata.n_vars} genes; labels: {groupby or 'none'}")
@@ -55,7 +63,8 @@ def main(arguments: list[str] | None = None) -> None:
         f"\n{params['n_features']} features, {params['l0']:.1f} active per cell, "
         f"FVU {params['fvu']:.3f} (held out {params['val_fvu']:.3f}). The strongest feature of each gene set:\n"
     )
-    print(named.drop_duplicates("gene_set").head(N_SHOWN).to_string(index=False))
+    strongest = named.drop_duplicates("gene_set").head(N_SHOWN)
+    print("none at padj ≤ 0.05" if strongest.empty else strongest.to_string(index=False))
     print(f"\nWritten to {out}: " + ", ".join(sorted(path.name for path in out.iterdir())))
 
 

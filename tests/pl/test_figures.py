@@ -46,6 +46,7 @@ def test_long_names_are_cut_at_a_word():
     assert len(shorten(name)) <= WIDTH
     assert shorten(name).endswith("...")
     assert shorten("B cell") == "B cell"
+    assert shorten("oxygen transport (GO:0015671)") == "oxygen transport"
 
 
 def test_history_draws_training_and_held_out_cells(analysed):

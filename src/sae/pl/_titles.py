@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import textwrap
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,8 @@ if TYPE_CHECKING:
     from .._data import Data
 
 MAX_PADJ = 0.05
-WIDTH = 32
+WIDTH = 36
+IDENTIFIER = re.compile(r"\s*\([A-Za-z_]+:\w+\)$")
 
 
 def titles(data: Data, features: Sequence[str], *, key: str, mod: str | None) -> list[str]:
@@ -29,5 +31,6 @@ def titles(data: Data, features: Sequence[str], *, key: str, mod: str | None) ->
 
 
 def shorten(name: str) -> str:
-    """Cut a long name at a word."""
+    """Drop the identifier behind a name, and cut a long one at a word."""
+    name = IDENTIFIER.sub("", name)
     return textwrap.shorten(name, WIDTH, placeholder=" ...") if len(name) > WIDTH else name

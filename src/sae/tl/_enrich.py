@@ -139,6 +139,7 @@ def enrich(
             listed = _Listed(block, sets, genes, max_padj, min_log2fc, n_sets)
             parts.extend(rows_of(listed))
             bar.update(len(block.features))
+        bar.update(a.shape[1] - bar.n)
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
     columns["collection"] = np.zeros(len(columns.get("feature", ())), dtype=np.int64)
     categories = {

@@ -105,6 +105,7 @@ def rank_genes(
         ):
             blocks.append(_best_genes(block, n_genes))
             bar.update(len(block.features))
+        bar.update(a.shape[1] - bar.n)
     table = _table(blocks, _schema.feature_names(key, a.shape[1]), expressed.genes)
     modality = var_mod or mod
     if modality is not None:
