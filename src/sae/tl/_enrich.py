@@ -93,7 +93,7 @@ def enrich(
     Nothing. Writes `uns[key]["enrichment"]`, a row per feature, gene set and direction with at least one gene of the set
     standing out (for `"ulm"`, any): `feature`, `collection`, `gene_set`, `direction`, `overlap` (genes of the set
     that stand out), `size` (genes of the set that were tested), `score`, `pval`, `padj`, `genes` (the overlapping genes,
-    largest |t| first, separated by ";"), and `modality` for a MuData.
+    largest absolute t first, separated by ";"), and `modality` for a MuData.
 
     Raises
     ------
