@@ -1,6 +1,7 @@
 """Sphinx configuration."""
 
 import os
+import re
 import shutil
 from datetime import datetime
 from importlib.metadata import metadata
@@ -39,7 +40,6 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
-    "sphinx_autodoc_typehints",  # after napoleon, whose output it extends
     "sphinx_copybutton",
     "sphinx_design",
 ]
@@ -49,13 +49,15 @@ exclude_patterns = ["_build", "jupyter_execute", "**.ipynb_checkpoints"]
 default_role = "literal"
 
 autosummary_generate = True
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+# Names of unions that hold types which are imported only for type checking.
+autodoc_type_aliases = {"Data": "Data", "Features": "Features", "Net": "Net"}
+maximum_signature_line_length = 80
 autodoc_member_order = "bysource"
 napoleon_google_docstring = False
 napoleon_numpy_docstring = True
-napoleon_use_rtype = False  # "Returns" is prose; the type is taken from the signature
-typehints_defaults = "comma"
-typehints_document_rtype_none = False
-always_use_bars_union = True
+napoleon_custom_sections = ["Returns"]  # it is prose here; types stand in the signature
 
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
@@ -90,3 +92,12 @@ html_theme_options = {
     "navigation_with_keys": False,
     "show_toc_level": 2,
 }
+
+
+def plain_aliases(app, what, name, obj, options, signature, returned):
+    """Write the alias `Data` in a union as it is written alone."""
+    return re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", signature or ""), returned
+
+
+def setup(app):
+    app.connect("autodoc-process-signature", plain_aliases)
