@@ -13,7 +13,7 @@ from ..core.architectures import ARCHITECTURES
 from ..core.preprocess import PREPROCESS, Preprocess, fit_scaling
 
 if TYPE_CHECKING:
-    from ..core.autoencoder import Encoded
+    from ..core.autoencoder import Autoencoder, Encoded
     from ..core.rows import Matrix
     from ..core.train import Record, Settings
 
@@ -145,11 +145,7 @@ def fit(
         raise ValueError(f"{found.where} has {n} cells; an SAE needs at least {MIN_CELLS}.")
 
     seed = int(np.random.default_rng(rng).integers(2**31)) if not isinstance(rng, int | np.integer) else int(rng)
-    shuffled = np.random.default_rng(seed).permutation(n)
-    n_val = round(validation * n)
-    val_rows, train_rows = np.sort(shuffled[:n_val]), np.sort(shuffled[n_val:])
-    if len(train_rows) == 0:
-        raise ValueError(f"validation={validation} holds out all {n} cells of {found.where}. Lower it.")
+    train_rows, val_rows = _split(n, validation, seed, found.where)
     scaling = fit_scaling(x, preprocess)
     if len(scaling.kept) < d:
         logg.warning(f"{d - len(scaling.kept)} of {d} columns of {found.where} are constant; they get zero weight.")
@@ -191,15 +187,11 @@ def fit(
         "fingerprint": fingerprint(held, x),
         "version": importlib.metadata.version("scsae"),
     }
-    weights: dict[str, np.ndarray] = {name: getattr(trained, name) for name in _schema.WEIGHTS}
-    if found.names is not None:
-        weights["input_names"] = found.names.astype(object)
-    history = _schema.plain_index(pd.DataFrame([vars(record) for record in records]))
     stored = {
         "schema_version": _schema.SCHEMA_VERSION,
         "params": params,
-        "weights": weights,
-        "history": history,
+        "weights": _stored_weights(trained, found.names),
+        "history": _schema.plain_index(pd.DataFrame([vars(record) for record in records])),
     }
     _schema.drop_results(held, key_added)
     _schema.write(held, key_added, stored)
@@ -209,6 +201,15 @@ def fit(
         deep=f"added\n    {held.where}.uns[{key_added!r}], the SAE: FVU {train_fit[0]:.3f} "
         f"(held out {val_fit[0]:.3f}), {train_fit[1]:.1f} active features per cell",
     )
+
+
+def _split(n: int, validation: float, seed: int, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """Draw the rows to train on and those to hold out."""
+    shuffled = np.random.default_rng(seed).permutation(n)
+    n_val = round(validation * n)
+    if n_val == n:
+        raise ValueError(f"validation={validation} holds out all {n} cells of {where}. Lower it.")
+    return np.sort(shuffled[n_val:]), np.sort(shuffled[:n_val])
 
 
 def _settings(
@@ -266,6 +267,13 @@ def _stored_settings(settings: Settings) -> dict[str, Any]:
         "batch_size": settings.batch_size,
         "seed": settings.seed,
     }
+
+
+def _stored_weights(trained: Autoencoder, input_names: np.ndarray | None) -> dict[str, np.ndarray]:
+    weights: dict[str, np.ndarray] = {name: getattr(trained, name) for name in _schema.WEIGHTS}
+    if input_names is not None:
+        weights["input_names"] = input_names.astype(object)
+    return weights
 
 
 def default_n_features(n: int, d: int) -> int:
