@@ -41,6 +41,15 @@ def test_titles_prefer_gene_sets_over_labels(analysed):
         assert title == (name if meaning is None else f"{name}\n{shorten(meaning)}")
 
 
+def test_title_names_no_label_that_the_feature_is_rarer_in(analysed):
+    stored = {name: value for name, value in analysed.uns["sae"].items() if name != "enrichment"}
+    stored["labels"] = stored["labels"].assign(auroc=0.2, padj=1e-9)
+    analysed.uns["sae"] = stored
+    assert titles(analysed, ["sae_0", "sae_1"], key="sae", mod=None) == ["sae_0", "sae_1"]
+    stored["labels"] = stored["labels"].assign(auroc=0.8)
+    assert all("\n" in title for title in titles(analysed, ["sae_0", "sae_1"], key="sae", mod=None))
+
+
 def test_long_names_are_cut_at_a_word():
     name = "positive regulation of transcription by RNA polymerase II (GO:0045944)"
     assert len(shorten(name)) <= WIDTH
