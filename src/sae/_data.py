@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from .core.rows import Matrix, dense_rows, row_blocks
+from .core.rows import Matrix, dense_rows, on_disk, read_rows, row_blocks
 
 if TYPE_CHECKING:
     from mudata import MuData
@@ -36,7 +36,7 @@ class Holder:
 
 @dataclass(frozen=True)
 class Representation:
-    """What an SAE reads: (n, d), with the names of the columns when they are genes."""
+    """What an SAE reads: (n, d), in memory or read from disk by rows, with the names of the columns when they are genes."""
 
     matrix: Matrix
     where: str
@@ -134,13 +134,19 @@ def joint_keys(mdata: MuData) -> list[str]:
 def _checked(matrix: Any, where: str, names: np.ndarray | None) -> Representation:
     if isinstance(matrix, pd.DataFrame):
         names, matrix = np.asarray(matrix.columns.astype(str), dtype=object), matrix.to_numpy()
-    matrix = in_memory(matrix, where)
-    if matrix.ndim != 2 or matrix.shape[1] == 0:
+    matrix = matrix if _read_by_rows(matrix) else in_memory(matrix, where)
+    if len(matrix.shape) != 2 or matrix.shape[1] == 0:
         raise ValueError(f"{where} has the shape {matrix.shape}; expected cells × at least one column.")
     if not (np.issubdtype(matrix.dtype, np.number) or matrix.dtype == bool):
         raise TypeError(f"{where} holds {matrix.dtype} values; expected numbers.")
     refuse_non_finite(matrix, where)
     return Representation(matrix, where, names)
+
+
+def _read_by_rows(matrix: Any) -> bool:
+    """Tell whether this is a backed, Zarr or dask matrix, which gives rows for a slice."""
+    kind = type(matrix).__module__.partition(".")[0]
+    return kind in ("h5py", "zarr", "dask") or (kind == "anndata" and hasattr(matrix, "to_memory"))
 
 
 def in_memory(matrix: Any, where: str) -> Matrix:
@@ -171,9 +177,8 @@ def refuse_non_finite(matrix: Matrix, where: str) -> None:
     if not np.issubdtype(matrix.dtype, np.inexact):
         return
     with np.errstate(over="ignore", invalid="ignore"):
-        total = matrix.sum(dtype=np.float64)
-    if np.isfinite(total):
-        return
+        if not on_disk(matrix) and np.isfinite(matrix.sum(dtype=np.float64)):
+            return
     bad_rows, n_bad = [], 0
     for rows in row_blocks(matrix.shape[0], SCAN_ROWS):
         bad = ~np.isfinite(dense_rows(matrix, rows))
@@ -192,7 +197,7 @@ def fingerprint(held: Holder, matrix: Matrix, columns: np.ndarray | slice = slic
     n = matrix.shape[0]
     rows = np.linspace(0, n - 1, min(n, FINGERPRINT_ROWS)).astype(np.int64)
     names = "\n".join(held.data.obs_names[rows].astype(str))
-    values = np.ascontiguousarray(dense_rows(matrix, rows)[:, columns], dtype=np.float32)
+    values = np.ascontiguousarray(read_rows(matrix, rows)[:, columns], dtype=np.float32)
     digests = (hashlib.blake2b(part, digest_size=12).hexdigest() for part in (names.encode(), values.tobytes()))
     return "-".join(digests)
 

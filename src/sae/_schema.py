@@ -93,6 +93,7 @@ def model(stored: Mapping[str, Any]) -> Autoencoder:
         **{name: np.asarray(weights[name]) for name in WEIGHTS},
         activation=ARCHITECTURES[params["architecture"]].activation,
         k=params.get("k"),
+        threshold=np.asarray(weights["threshold"]) if "threshold" in weights else None,
     )
 
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import sparse
 
 from .architectures import Activation
-from .rows import Matrix, dense_rows, row_blocks
+from .rows import Matrix, dense_rows, on_disk, row_blocks
+from .workers import Workers, available_threads
 
 BLOCK_ROWS = 512
-"""Rows of one encoder product.
-
-It never changes with the data: a product of another shape may add up in another order, and then a cell's activations
-would depend on the cells that happen to be encoded with it.
-"""
+"""Rows that are encoded at a time."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +41,12 @@ class Autoencoder:
     b_dec
         (d,)
     activation
-        `"relu"`, or `"topk"`: the `k` largest pre-activations of a cell, if positive.
+        `"relu"`; `"topk"`: the `k` largest pre-activations of a cell, if positive; `"threshold"`: those above the
+        feature's `threshold`, which is at least 0.
     k
         Number of active features per cell for `"topk"`.
+    threshold
+        (h,), for `"threshold"`.
     """
 
     W_enc: np.ndarray
@@ -55,6 +55,7 @@ class Autoencoder:
     b_dec: np.ndarray
     activation: Activation = "relu"
     k: int | None = None
+    threshold: np.ndarray | None = None
 
     @property
     def n_inputs(self) -> int:
@@ -67,12 +68,12 @@ class Autoencoder:
         return self.W_enc.shape[1]
 
     def encode(self, x: Matrix, *, on_block: Callable[[int], object] | None = None) -> Encoded:
-        """Encode cells in blocks of a fixed shape, so that no cell's result depends on its neighbours.
+        """Encode cells; each sum has one fixed order, so that no cell's result depends on its neighbours.
 
         Parameters
         ----------
         x
-            (n, d), dense or CSR.
+            (n, d), dense, CSR or on disk.
         on_block
             Called with the number of cells of each finished block.
 
@@ -80,26 +81,41 @@ class Autoencoder:
         -------
         Activations (n, h) as CSR and the squared reconstruction error of each cell.
         """
-        n = x.shape[0]
-        block = np.zeros((BLOCK_ROWS, self.n_inputs), dtype=np.float32)
-        pre = np.empty((BLOCK_ROWS, self.n_features), dtype=np.float32)
-        parts: list[sparse.csr_matrix] = []
-        squared_error = np.empty(n, dtype=np.float64)
-        for rows in row_blocks(n, BLOCK_ROWS):
-            size = rows.stop - rows.start
-            block[:size] = dense_rows(x, rows)
-            block[size:] = 0
-            # Not matmul: BLAS kernels for AVX2 add up in an order that depends on the place of the row in the block.
-            np.einsum("nd,dh->nh", block, self.W_enc, out=pre, casting="same_kind")
-            pre += self.b_enc
-            part = self._activate(pre[:size])
-            squared_error[rows] = np.square(block[:size] - self.decode(part), dtype=np.float64).sum(axis=1)
-            parts.append(part)
-            if on_block is not None:
-                on_block(size)
+        parts = list(self.encode_blocks(x, on_block=on_block))
         empty = sparse.csr_matrix((0, self.n_features), dtype=np.float32)
-        activations = sparse.vstack(parts, format="csr") if parts else empty
-        return Encoded(activations, squared_error)
+        activations = sparse.vstack([part.activations for part in parts], format="csr") if parts else empty
+        return Encoded(activations, np.concatenate([np.empty(0), *(part.squared_error for part in parts)]))
+
+    def encode_blocks(self, x: Matrix, *, on_block: Callable[[int], object] | None = None) -> Iterator[Encoded]:
+        """Encode cells and yield the result block by block."""
+        from .kernels import products
+
+        # The kernel takes two rows and four inputs at a time; zeros change no sum.
+        W_enc = np.zeros((-(-self.n_inputs // 4) * 4, self.n_features), np.float32)
+        W_enc[: self.n_inputs] = self.W_enc
+        b_enc = self.b_enc.astype(np.float32)
+        workers = Workers(available_threads())
+
+        def encode(worker: int, rows: slice) -> Encoded:
+            read = dense_rows(x, rows)
+            block = np.zeros((len(read) + len(read) % 2, len(W_enc)), np.float32)
+            block[: len(read), : self.n_inputs] = read
+            pre = np.empty((len(block), self.n_features), np.float32)
+            products(block, W_enc, b_enc, pre)
+            activations = self._activate(pre[: len(read)])
+            residual = block[: len(read), : self.n_inputs] - self.decode(activations)
+            return Encoded(activations, np.square(residual, dtype=np.float64).sum(axis=1))
+
+        try:
+            # From disk one block at a time: most readers are not made for several threads.
+            blocks, at_once = list(row_blocks(x.shape[0], BLOCK_ROWS)), 1 if on_disk(x) else workers.n
+            for start in range(0, len(blocks), at_once):
+                for part in workers.each(encode, blocks[start : start + at_once]):
+                    yield part
+                    if on_block is not None:
+                        on_block(len(part.squared_error))
+        finally:
+            workers.close()
 
     def decode(self, activations: Matrix) -> np.ndarray:
         """Map activations (n, h) back to the representation (n, d)."""
@@ -114,7 +130,7 @@ class Autoencoder:
             kept = values > 0
             indices, data, counts = columns[kept], values[kept], kept.sum(axis=1)
         else:
-            rows, indices = np.nonzero(pre > 0)
+            rows, indices = np.nonzero(pre > (0 if self.threshold is None else self.threshold))
             data, counts = pre[rows, indices], np.bincount(rows, minlength=len(pre))
         indptr = np.concatenate([[0], np.cumsum(counts)])
         return sparse.csr_matrix((data, indices.astype(np.int32), indptr), shape=pre.shape)

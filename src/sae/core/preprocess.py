@@ -10,7 +10,7 @@ import numpy as np
 from .autoencoder import Autoencoder
 from .rows import Matrix, dense_rows, row_blocks
 
-Preprocess = Literal["center", "standardize", "whiten"]
+Preprocess = Literal["center", "standardize", "whiten", "none"]
 PREPROCESS: tuple[str, ...] = get_args(Preprocess)
 WHITEN_MAX_INPUTS = 2_000
 WHITEN_MIN_CELLS_PER_INPUT = 10
@@ -65,6 +65,9 @@ class Scaling:
         W_enc[self.kept], W_dec[:, self.kept] = encoder, decoder
         b_dec[self.kept] += bias
         weights = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
+        if trained.threshold is not None:
+            # Pre-activations, and so their thresholds, are the same in both spaces.
+            weights["threshold"] = trained.threshold
         return replace(trained, **{name: value.astype(np.float32) for name, value in weights.items()})
 
 
@@ -78,7 +81,7 @@ def fit_scaling(x: Matrix, kind: Preprocess, *, block_rows: int = 4096) -> Scali
     kind
         `"center"`: one global factor, such that the mean squared norm is the number of varying columns.
         `"standardize"`: unit standard deviation per column. `"whiten"`: V (Λ + ρ)^−½ from the eigenvectors V and
-        eigenvalues Λ of the covariance, with the ridge ρ = 1e-3 · mean(Λ).
+        eigenvalues Λ of the covariance, with the ridge ρ = 1e-3 · mean(Λ). `"none"`: the representation as it is.
     """
     n, d = x.shape
     if kind == "whiten" and (d > WHITEN_MAX_INPUTS or n < WHITEN_MIN_CELLS_PER_INPUT * d):
@@ -109,6 +112,9 @@ def fit_scaling(x: Matrix, kind: Preprocess, *, block_rows: int = 4096) -> Scali
         forward, backward = vectors / root, (vectors * root).T
     elif kind == "standardize":
         forward, backward = 1 / spread[kept], spread[kept]
+    elif kind == "none":
+        mean[kept] = 0
+        forward = backward = np.ones(len(kept))
     else:
         factor = np.sqrt(len(kept) / variance[kept].sum())
         forward, backward = np.full(len(kept), factor), np.full(len(kept), 1 / factor)

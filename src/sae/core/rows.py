@@ -1,15 +1,20 @@
-"""Reading a matrix by rows, dense or CSR, without copying all of it."""
+"""Reading a matrix by rows, in memory or on disk, without copying all of it."""
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
+from itertools import count
 from typing import Any, TypeAlias
 
 import numpy as np
 from scipy import sparse
 
 Matrix: TypeAlias = Any
-"""A NumPy array or a SciPy CSR matrix."""
+"""A NumPy array or a SciPy CSR matrix; or, on disk, anything with a shape that gives rows for a slice."""
+
+DISK_BLOCK_ROWS = 256
+DISK_BLOCKS_SHUFFLED = 128
 
 
 def dense_rows(x: Matrix, rows: slice | np.ndarray) -> np.ndarray:
@@ -32,3 +37,68 @@ def varying_columns(x: Matrix) -> np.ndarray:
     if sparse.issparse(x):
         highest, lowest = highest.toarray().ravel(), lowest.toarray().ravel()
     return highest > lowest
+
+
+def on_disk(x: Matrix) -> bool:
+    """Tell whether rows are read from a file each time: a memory map, or an array of HDF5 or Zarr."""
+    if sparse.issparse(x):
+        return False
+    base = x
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return isinstance(base, mmap.mmap) or not isinstance(x, np.ndarray)
+
+
+def read_rows(x: Matrix, rows: np.ndarray) -> np.ndarray:
+    """Return rows in any order; from disk, each block of 256 rows that has some of them is read once."""
+    if not on_disk(x):
+        return dense_rows(x, rows)
+    order = np.argsort(rows, kind="stable")
+    blocks, starts = np.unique(rows[order] // DISK_BLOCK_ROWS, return_index=True)
+    found = np.empty((len(rows), x.shape[1]), x.dtype)
+    for block, places in zip(blocks, np.split(order, starts[1:]), strict=True):
+        first = block * DISK_BLOCK_ROWS
+        read = dense_rows(x, slice(int(first), int(min(first + DISK_BLOCK_ROWS, x.shape[0]))))
+        found[places] = read[rows[places] - first]
+    return found
+
+
+def _shuffled(n: int, rows: np.ndarray, seed: int, *, disk: bool) -> Iterator[np.ndarray]:
+    """Yield row numbers in groups, each row once a pass; on disk, groups of 128 random blocks shuffled together."""
+    if disk:
+        wanted = np.zeros(n, dtype=bool)
+        wanted[rows] = True
+    for number in count():
+        rng = np.random.default_rng([seed, number])
+        if not disk:
+            yield rows[rng.permutation(len(rows))]
+            continue
+        blocks = rng.permutation(-(-n // DISK_BLOCK_ROWS))
+        for some in row_blocks(len(blocks), DISK_BLOCKS_SHUFFLED):
+            found = (np.sort(blocks[some])[:, None] * DISK_BLOCK_ROWS + np.arange(DISK_BLOCK_ROWS)).ravel()
+            found = found[found < n]
+            yield rng.permutation(found[wanted[found]])
+
+
+def shuffled_batches(x: Matrix, rows: np.ndarray, size: int, *, seed: int, first: int = 0) -> Iterator[np.ndarray]:
+    """Yield batches of `size` rows without end, each row once a pass, from batch `first` on."""
+    disk = on_disk(x)
+    waiting = np.empty(0, dtype=np.int64)
+    held = np.empty((0, x.shape[1]), x.dtype)
+    skipped = 0
+    for group in _shuffled(x.shape[0], rows, seed, disk=disk):
+        waiting = np.concatenate([waiting, group])
+        n_batches = len(waiting) // size
+        skip = min(first - skipped, n_batches)
+        skipped += skip
+        if not disk:
+            for batch in range(skip, n_batches):
+                yield dense_rows(x, waiting[batch * size : (batch + 1) * size])
+        elif skip == n_batches > 0:
+            held = held[:0]
+        else:
+            held = np.concatenate([held, read_rows(x, waiting[skip * size + len(held) :])])
+            for batch in range(n_batches - skip):
+                yield held[batch * size : (batch + 1) * size]
+            held = held[(n_batches - skip) * size :].copy()
+        waiting = waiting[n_batches * size :]

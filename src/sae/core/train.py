@@ -1,44 +1,34 @@
-"""Training a sparse autoencoder with torch."""
+"""Training a sparse autoencoder: data order, learning rate, dead features, records, checkpoints."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from .architectures import ARCHITECTURES, Architecture
+from .architectures import ARCHITECTURES
 from .autoencoder import Autoencoder
+from .backend import Arrays, Backend, Settings
+from .backend_numba import NumbaBackend
+from .backend_torch import TorchBackend
 from .preprocess import Scaling
-from .rows import Matrix, dense_rows
+from .rows import Matrix, read_rows, shuffled_batches
 
 N_RECORDS = 50
 SMALLEST_GROUP = 8
 INITIAL_NOISE = 1.0
-PRODUCTS_PER_THREAD = 20_000_000
 MAX_EVALUATED = 2048
+MAX_CALIBRATED = 8192
 WARM_UP, DECAY = 0.05, 0.2
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to train. `k` or `l1` is used, as the architecture says.
-
-    `groups` are widths of nested dictionaries, the last one `n_features`: each must reconstruct on its own.
-    """
-
-    architecture: str
-    n_features: int
-    groups: tuple[int, ...]
-    k: int | None
-    l1: float | None
-    learning_rate: float
-    steps: int
-    batch_size: int
-    seed: int
-    device: str
+DEAD_AFTER_PASSES = 2
+IMPROVEMENT = 1e-3
+CHECKPOINT_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -58,60 +48,47 @@ class Record:
 HISTORY_COLUMNS = tuple(field.name for field in fields(Record))
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What training leaves: the SAE of the raw representation, its history, and how it ended."""
+
+    autoencoder: Autoencoder
+    history: list[Record]
+    steps: int
+    ended: str
+    """`"finished"`, `"early"` (nothing was gained any more) or `"interrupted"`."""
+
+
 class DivergedError(FloatingPointError):
-    """The loss became NaN or infinite."""
+    """The loss became NaN, infinite or far worse than that of no features at all."""
 
 
-class _Parameters(torch.nn.Module):
-    def __init__(self, architecture: Architecture, directions: torch.Tensor):
-        super().__init__()
-        n_features, n_inputs = directions.shape
-        self.W_dec = torch.nn.Parameter(directions)
-        self.W_enc = torch.nn.Parameter(directions.T.clone())
-        self.b_enc = torch.nn.Parameter(torch.zeros(n_features))
-        self.b_dec = torch.nn.Parameter(torch.zeros(n_inputs))
-        self.b_pre = torch.nn.Parameter(torch.zeros(n_inputs)) if architecture.pre_bias else None
-
-    def activate(self, x: torch.Tensor, k: int | None) -> torch.Tensor:
-        pre = torch.addmm(self.b_enc, x if self.b_pre is None else x + self.b_pre, self.W_enc)
-        if k is None:
-            return pre.relu()
-        values, indices = pre.topk(k, dim=1, sorted=False)
-        return torch.zeros_like(pre).scatter(1, indices, values.relu())
-
-    def reconstructions(self, a: torch.Tensor, groups: tuple[int, ...]) -> Iterator[torch.Tensor]:
-        """Yield the reconstruction from the first features of each group; the last is that from all."""
-        x_hat: torch.Tensor = self.b_dec
-        start = 0
-        for stop in groups:
-            x_hat = x_hat + a[:, start:stop] @ self.W_dec[start:stop]
-            start = stop
-            yield x_hat
-
-    @torch.no_grad()
-    def normalise_decoder(self) -> None:
-        self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-12))
-
-    @torch.no_grad()
-    def export(self, architecture: Architecture, k: int | None) -> Autoencoder:
-        # To the CPU first: MPS has no float64.
-        W_enc, b_enc = self.W_enc.cpu().double(), self.b_enc.cpu().double()
-        if self.b_pre is not None:
-            b_enc = b_enc + self.b_pre.cpu().double() @ W_enc
-        return Autoencoder(
-            W_enc=W_enc.numpy(),
-            b_enc=b_enc.numpy(),
-            W_dec=self.W_dec.cpu().double().numpy(),
-            b_dec=self.b_dec.cpu().double().numpy(),
-            activation=architecture.activation,
-            k=k,
-        )
+class CheckpointError(ValueError):
+    """A checkpoint belongs to other settings or other data."""
 
 
-def learning_rate_factor(step: int, steps: int) -> float:
-    """Linear warm-up over the first 5 % of the steps, constant, linear decay over the last 20 %."""
-    warm_up, decay = max(1, round(WARM_UP * steps)), max(1, round(DECAY * steps))
-    return min(1.0, (step + 1) / warm_up, (steps - step) / decay)
+class Schedule:
+    """Linear warm-up over the first 5 % of the steps, constant rate, linear decay over the last 20 %.
+
+    `end_early` lets the decay begin at once.
+    """
+
+    def __init__(self, steps: int, *, constant: bool = False):
+        self.steps, self.constant = steps, constant
+        self.decay = max(1, round(DECAY * steps))
+
+    def factor(self, step: int) -> float:
+        """Return the share of the peak learning rate for `step`, counted from 0."""
+        if self.constant:
+            return 1.0
+        warm_up = max(1, round(WARM_UP * self.steps))
+        return min(1.0, (step + 1) / warm_up, (self.steps - step) / self.decay)
+
+    def end_early(self, step: int) -> None:
+        """Let the decay begin after `step`, for as long as it would have taken in a run planned that way."""
+        if step + 1 < self.steps - self.decay:
+            self.decay = 1 if self.constant else max(1, round((step + 1) * DECAY / (1 - DECAY)))
+            self.steps = step + 1 + self.decay
 
 
 def nested_groups(n_features: int) -> tuple[int, ...]:
@@ -130,14 +107,21 @@ def initial_directions(y: torch.Tensor, n_features: int, generator: torch.Genera
     return normalise(normalise(cells, dim=1) + INITIAL_NOISE * normalise(noise, dim=1), dim=1)
 
 
-def batches(n: int, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Yield row numbers of batches without end, each row once per pass."""
-    waiting = np.empty(0, dtype=np.int64)
-    while True:
-        waiting = np.concatenate([waiting, rng.permutation(n)])
-        while len(waiting) >= size:
-            yield waiting[:size]
-            waiting = waiting[size:]
+def initial_weights(y: np.ndarray, settings: Settings) -> Arrays:
+    """Return decoder and encoder along random cells `y` (n, m), biases 0; for the paper, uniform as torch's linear layers."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    h, d = settings.n_features, y.shape[1]
+    if not settings.paper:
+        directions = initial_directions(torch.from_numpy(y), h, generator).numpy()
+        return {"W_enc": directions, "b_enc": np.zeros(h), "W_dec": directions, "b_dec": np.zeros(d)}
+
+    def uniform(fan_in: int, *shape: int) -> np.ndarray:
+        return ((2 * torch.rand(shape, generator=generator) - 1) / fan_in**0.5).numpy()
+
+    weights = {"W_enc": uniform(d, h, d), "b_enc": uniform(d, h), "W_dec": uniform(h, h, d), "b_dec": uniform(h, d)}
+    if settings.architecture != "vanilla":
+        weights.update(b_enc=np.zeros(h), b_dec=np.zeros(d))
+    return weights
 
 
 def choose_device(device: str) -> str:
@@ -149,15 +133,11 @@ def choose_device(device: str) -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-@contextmanager
-def _threads_for(products: int) -> Iterator[None]:
-    """Use one thread for steps of few multiply-adds: waking a second costs more, and much more on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1 if products < PRODUCTS_PER_THREAD else before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def make_backend(weights: Arrays, settings: Settings) -> Backend:
+    """Choose the compiled back end on the CPU where it knows the architecture, else torch."""
+    architecture = ARCHITECTURES[settings.architecture]
+    compiled = settings.device == "cpu" and architecture.compiled
+    return (NumbaBackend if compiled else TorchBackend)(weights, architecture, settings)
 
 
 def train(
@@ -167,8 +147,11 @@ def train(
     *,
     train_rows: np.ndarray,
     val_rows: np.ndarray,
+    patience: int | None = None,
+    checkpoint: Path | None = None,
+    identity: str = "",
     on_step: Callable[[int, Record | None], object] | None = None,
-) -> tuple[Autoencoder, list[Record]]:
+) -> Trained:
     """Train an SAE on rows of a representation.
 
     The loss is `mean over cells and groups of ‖y − ŷ_g‖² + l1 · mean over cells of Σ a`, both sums over the whole vector, y
@@ -178,71 +161,104 @@ def train(
     Parameters
     ----------
     x
-        (n, d), dense or CSR, raw representation.
+        (n, d), raw representation.
     scaling
         The map into the training space.
     settings
         How to train.
     train_rows, val_rows
-        Row numbers to train on and to validate on (may be empty).
+        Row numbers to train on and to validate on (may be empty), in rising order.
+    patience
+        End after so many of the 50 records without a gain of 0.1 % in the held-out FVU.
+    checkpoint
+        File to keep the state in, about once a minute; where it exists, training goes on from it.
+    identity
+        Of the data: a checkpoint of another is refused.
     on_step
         Called after each step with its number and, at a record, the record.
-
-    Returns
-    -------
-    The SAE of the raw representation (scaling folded in), and the history.
     """
     architecture = ARCHITECTURES[settings.architecture]
-    device = torch.device(settings.device)
-    generator = torch.Generator().manual_seed(settings.seed)
-    rng = np.random.default_rng(settings.seed)
-    k = settings.k if architecture.sparsity == "k" else None
-    l1 = settings.l1 if architecture.sparsity == "l1" else None
 
-    def load(rows: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(scaling.transform(dense_rows(x, rows))).to(device)
+    def load(rows: np.ndarray) -> np.ndarray:
+        return scaling.transform(read_rows(x, rows))
 
-    seen = load(_spread(train_rows, settings.n_features)).cpu()
-    directions = initial_directions(seen, settings.n_features, generator)
-    parameters = _Parameters(architecture, directions).to(device)
-    optimizer = torch.optim.Adam(parameters.parameters(), lr=settings.learning_rate, fused=device.type != "mps")
+    backend = make_backend(initial_weights(load(_spread(train_rows, settings.n_features)), settings), settings)
     evaluated = [load(_spread(rows, MAX_EVALUATED)) for rows in (train_rows, val_rows)]
-    steps_per_pass = max(1, len(train_rows) // settings.batch_size)
-    last_fired = torch.zeros(settings.n_features, dtype=torch.long, device=device)
+    pass_steps = -(-len(train_rows) // settings.batch_size)
     record_every = max(1, settings.steps // N_RECORDS)
+    restart_every = max(1, settings.steps // 20, DEAD_AFTER_PASSES * pass_steps)
+    schedule = Schedule(settings.steps, constant=settings.paper)
     history: list[Record] = []
-    with _threads_for(settings.batch_size * len(scaling.kept) * settings.n_features):
-        for step, rows in zip(range(settings.steps), batches(len(train_rows), settings.batch_size, rng), strict=False):
-            rate = settings.learning_rate * learning_rate_factor(step, settings.steps)
-            optimizer.param_groups[0]["lr"] = rate
-            y = load(train_rows[rows])
-            a = parameters.activate(y, k)
-            errors = [
-                (y - y_hat).square().sum(dim=1).mean() for y_hat in parameters.reconstructions(a, settings.groups)
-            ]
-            loss = torch.stack(errors).mean()
-            if l1 is not None:
-                loss = loss + l1 * a.sum(dim=1).mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            parameters.normalise_decoder()
-            last_fired[(a.detach() > 0).any(dim=0)] = step
+    first, ended = 0, "finished"
+    if checkpoint is not None and checkpoint.exists():
+        first, history = _resume(checkpoint, backend, schedule, settings, identity)
+    saved_at, step = time.monotonic(), first - 1
+    stream = shuffled_batches(x, train_rows, settings.batch_size, seed=settings.seed, first=first)
+    try:
+        while step + 1 < schedule.steps:
+            y = scaling.transform(next(stream))
+            step += 1
+            rate = settings.learning_rate * schedule.factor(step)
+            loss = backend.step(y, step, rate)
+            if not np.isfinite(loss):
+                raise _diverged(f"The loss is {loss}", step, schedule, settings)
+            if (step + 1) % restart_every == 0 and step < (1 - DECAY) / 2 * schedule.steps and not settings.paper:
+                _restart_dead(backend, y, step, DEAD_AFTER_PASSES * pass_steps, settings.seed)
             record = None
-            if (step + 1) % record_every == 0 or step + 1 == settings.steps:
-                dead = float((step - last_fired >= 2 * steps_per_pass).float().mean())
-                (fvu, l0), (val_fvu, val_l0) = (_evaluate(parameters, part, k, scaling) for part in evaluated)
-                if not np.isfinite([loss.item(), fvu]).all():
-                    raise DivergedError(
-                        f"The loss is {loss.item()} and the unexplained variance {fvu} at step {step + 1} of {settings.steps}. "
-                        f"The learning rate of {settings.learning_rate:g} is probably too high: try "
-                        f"learning_rate={settings.learning_rate / 10:g}."
-                    )
-                record = Record(step + 1, rate, loss.item(), fvu, l0, dead, val_fvu, val_l0)
+            if (step + 1) % record_every == 0 or step + 1 == schedule.steps:
+                dead = float((step - backend.last_fired >= DEAD_AFTER_PASSES * pass_steps).mean())
+                (fvu, l0), (val_fvu, val_l0) = (_evaluate(backend, part, scaling) for part in evaluated)
+                if not fvu < 100:
+                    raise _diverged(f"The fraction of variance unexplained is {fvu:.3g}", step, schedule, settings)
+                record = Record(step + 1, rate, loss, fvu, l0, dead, val_fvu, val_l0)
                 history.append(record)
+                if patience is not None and ended == "finished" and _stalled(history, patience):
+                    schedule.end_early(step)
+                    ended = "early"
+                if checkpoint is not None and time.monotonic() - saved_at > CHECKPOINT_SECONDS:
+                    _save(checkpoint, backend, schedule, history, step + 1, settings, identity)
+                    saved_at = time.monotonic()
             if on_step is not None:
                 on_step(step, record)
-    return scaling.fold(parameters.export(architecture, k)), history
+    except KeyboardInterrupt:
+        if step < first:
+            raise
+        ended = "interrupted"
+        if checkpoint is not None:
+            _save(checkpoint, backend, schedule, history, step + 1, settings, identity)
+    finally:
+        backend.close()
+    if architecture.activation == "threshold" and architecture.sparsity == "k":
+        rows = val_rows if len(val_rows) >= 10 * settings.n_features else train_rows
+        backend.calibrate(load(_spread(rows, MAX_CALIBRATED)))
+    return Trained(scaling.fold(_export(backend, settings)), history, step + 1, ended)
+
+
+def _diverged(found: str, step: int, schedule: Schedule, settings: Settings) -> DivergedError:
+    return DivergedError(
+        f"{found} at step {step + 1} of {schedule.steps}. The learning rate of {settings.learning_rate:g} is probably "
+        f"too high: try learning_rate={settings.learning_rate / 10:g}."
+    )
+
+
+def _restart_dead(backend: Backend, y: np.ndarray, step: int, idle: int, seed: int) -> None:
+    """Point features that were idle for so many steps at what cells leave unexplained, the worst cells most often."""
+    dead = np.flatnonzero(step - backend.last_fired >= idle)
+    if len(dead) == 0:
+        return
+    residuals, _ = backend.evaluate(y)
+    weights = np.square(residuals, dtype=np.float64).sum(axis=1)
+    if not weights.sum() > 0:
+        return
+    rng = np.random.default_rng([seed, step])
+    chosen = -residuals[rng.choice(len(y), len(dead), p=weights / weights.sum())]
+    backend.restart(dead, chosen / np.maximum(np.linalg.norm(chosen, axis=1, keepdims=True), 1e-12))
+
+
+def _stalled(history: list[Record], patience: int) -> bool:
+    """Tell whether the held-out FVU has not fallen by 0.1 % within the last `patience` records."""
+    values = [record.fvu if np.isnan(record.val_fvu) else record.val_fvu for record in history]
+    return len(values) > patience and min(values[-patience:]) > (1 - IMPROVEMENT) * min(values[:-patience])
 
 
 def _spread(rows: np.ndarray, most: int) -> np.ndarray:
@@ -252,12 +268,78 @@ def _spread(rows: np.ndarray, most: int) -> np.ndarray:
     return rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
 
 
-@torch.no_grad()
-def _evaluate(parameters: _Parameters, y: torch.Tensor, k: int | None, scaling: Scaling) -> tuple[float, float]:
+def _evaluate(backend: Backend, y: np.ndarray, scaling: Scaling) -> tuple[float, float]:
     """Return FVU in the raw representation, and L0, of scaled cells; NaN for no cells."""
     if len(y) == 0:
         return float("nan"), float("nan")
-    a = parameters.activate(y, k)
-    residual = (y - torch.addmm(parameters.b_dec, a, parameters.W_dec)).cpu().double().numpy()
+    residuals, counts = backend.evaluate(y)
+    residual = residuals.astype(np.float64)
     raw = residual * scaling.backward if scaling.backward.ndim == 1 else residual @ scaling.backward
-    return float(np.square(raw).sum(axis=1).mean() / scaling.variance), float((a > 0).sum(dim=1).float().mean())
+    return float(np.square(raw).sum(axis=1).mean() / scaling.variance), float(counts.mean())
+
+
+def _export(backend: Backend, settings: Settings) -> Autoencoder:
+    """Return the SAE of the training space, in float64: pre-bias folded in, a gate rewritten as a threshold."""
+    architecture = ARCHITECTURES[settings.architecture]
+    weights = {name: value.astype(np.float64) for name, value in backend.weights().items()}
+    W_enc, b_enc = weights["W_enc"].T, weights["b_enc"]
+    threshold = None
+    if "b_pre" in weights:
+        b_enc = b_enc + weights["b_pre"] @ W_enc
+    if architecture.name == "gated":
+        scale = np.exp(weights["log_scale"])
+        W_enc, threshold = W_enc * scale, np.maximum(b_enc - weights["b_gate"] * scale, 0)
+    elif architecture.name == "jumprelu":
+        threshold = np.exp(weights["log_threshold"])
+    elif architecture.activation == "threshold":
+        threshold = np.full(settings.n_features, backend.threshold)
+    return Autoencoder(
+        W_enc=W_enc,
+        b_enc=b_enc,
+        W_dec=weights["W_dec"],
+        b_dec=weights["b_dec"],
+        activation=architecture.activation,
+        k=settings.k if architecture.activation == "topk" else None,
+        threshold=threshold,
+    )
+
+
+def _signature(settings: Settings, identity: str) -> str:
+    return json.dumps({**asdict(settings), "groups": list(settings.groups), "data": identity}, sort_keys=True)
+
+
+def _save(
+    path: Path,
+    backend: Backend,
+    schedule: Schedule,
+    history: list[Record],
+    done: int,
+    settings: Settings,
+    identity: str,
+) -> None:
+    """Write a checkpoint; a crash while writing leaves the one before."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        np.savez(
+            file,
+            signature=np.array(_signature(settings, identity)),
+            progress=np.array([done, schedule.steps, schedule.decay]),
+            history=np.array([list(vars(record).values()) for record in history]).reshape(-1, len(HISTORY_COLUMNS)),
+            **{f"state.{name}": value for name, value in backend.state().items()},
+        )
+    os.replace(partial, path)
+
+
+def _resume(
+    path: Path, backend: Backend, schedule: Schedule, settings: Settings, identity: str
+) -> tuple[int, list[Record]]:
+    with np.load(path, allow_pickle=False) as saved:
+        if str(saved["signature"]) != _signature(settings, identity):
+            raise CheckpointError(
+                f"The checkpoint {path} was written with other settings or other data. Repeat the settings, or "
+                "choose another file."
+            )
+        backend.load({name[len("state.") :]: saved[name] for name in saved.files if name.startswith("state.")})
+        done, schedule.steps, schedule.decay = (int(number) for number in saved["progress"])
+        history = [Record(int(row[0]), *row[1:].tolist()) for row in saved["history"]]
+    return done, history

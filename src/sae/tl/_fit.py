@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -13,9 +15,11 @@ from ..core.architectures import ARCHITECTURES
 from ..core.preprocess import PREPROCESS, Preprocess, fit_scaling
 
 if TYPE_CHECKING:
-    from ..core.autoencoder import Autoencoder, Encoded
+    from ..core.autoencoder import Autoencoder
+    from ..core.backend import Settings
+    from ..core.preprocess import Scaling
     from ..core.rows import Matrix
-    from ..core.train import Record, Settings
+    from ..core.train import Record, Trained
 
 MIN_CELLS = 10
 CELLS_PER_FEATURE = 16
@@ -23,7 +27,11 @@ FEATURES_PER_INPUT = 8
 N_FEATURES_RANGE = (64, 8192)
 K_RANGE = (4, 32)
 DEFAULT_L1 = 1.0
+DEFAULT_L0 = 0.1
+DEFAULT_PREPROCESS: Preprocess = "center"
 STEPS_TIMES_RATE = 9
+RECIPES = ("default", "paper")
+PAPER: dict[str, Any] = {"n_features": 10_000, "l1": 1e-3, "learning_rate": 1e-4, "batch_size": 128, "passes": 500}
 
 
 def fit(
@@ -32,16 +40,20 @@ def fit(
     *,
     layer: str | None = None,
     mod: str | None = None,
-    architecture: Literal["topk", "vanilla", "relu"] = "topk",
-    preprocess: Preprocess = "center",
+    architecture: Literal["topk", "batchtopk", "matryoshka", "vanilla", "relu", "jumprelu", "gated"] = "topk",
+    recipe: Literal["default", "paper"] = "default",
+    preprocess: Preprocess | None = None,
     nested: bool | None = None,
     n_features: int | None = None,
-    k: int | None = None,
+    k: int | Literal["auto"] | None = None,
     l1: float | None = None,
+    l0: float | None = None,
     learning_rate: float | None = None,
     steps: int | None = None,
     batch_size: int | None = None,
     validation: float = 0.1,
+    early_stopping: int | None = None,
+    checkpoint: str | PathLike[str] | None = None,
     rng: int | np.random.Generator | None = 0,
     device: str = "auto",
     progress: bool = True,
@@ -137,8 +149,10 @@ def fit(
     _schema.check_key(key_added, held)
     if key_added == use_rep:
         raise ValueError(f"key_added={key_added!r} is also the representation to train on, which it would replace.")
-    _check_choices(architecture, preprocess, k, l1, validation)
-    _check_positive(n_features=n_features, k=k, learning_rate=learning_rate, steps=steps, batch_size=batch_size)
+    _check_choices(architecture, preprocess, recipe, validation)
+    _check_positive(n_features=n_features, k=None if k == "auto" else k, learning_rate=learning_rate, steps=steps)
+    _check_positive(batch_size=batch_size, early_stopping=early_stopping)
+    _check_sparsity(architecture, k=k, l1=l1, l0=l0)
     found = representation(held, use_rep, layer)
     x, (n, d) = found.matrix, found.matrix.shape
     if n < MIN_CELLS:
@@ -146,6 +160,7 @@ def fit(
 
     seed = int(np.random.default_rng(rng).integers(2**31)) if not isinstance(rng, int | np.integer) else int(rng)
     train_rows, val_rows = _split(n, validation, seed, found.where)
+    preprocess = preprocess or ("none" if recipe == "paper" else DEFAULT_PREPROCESS)
     scaling = fit_scaling(x, preprocess)
     if len(scaling.kept) < d:
         logg.warning(f"{d - len(scaling.kept)} of {d} columns of {found.where} are constant; they get zero weight.")
@@ -154,10 +169,12 @@ def fit(
         n,
         d,
         architecture=architecture,
-        nested=architecture == "topk" if nested is None else nested,
+        paper=recipe == "paper",
+        nested=nested,
         n_features=n_features,
         k=k,
         l1=l1,
+        l0=l0,
         learning_rate=learning_rate,
         steps=steps,
         batch_size=batch_size,
@@ -166,40 +183,55 @@ def fit(
         device=device,
     )
     start = logg.info(f"training {settings.n_features} features on {found.where} ({n} × {d})")
-    trained, records = _train_with_bar(x, scaling, settings, train_rows, val_rows, progress)
+    cells = fingerprint(held, x)
+    trained = _train_with_bar(
+        x,
+        scaling,
+        settings,
+        progress,
+        train_rows=train_rows,
+        val_rows=val_rows,
+        patience=early_stopping,
+        checkpoint=None if checkpoint is None else Path(checkpoint),
+        identity=f"{cells} {n} {preprocess} {validation}",
+    )
+    if trained.ended == "interrupted":
+        logg.warning(f"interrupted after {trained.steps} of {settings.steps} steps; what was trained so far is kept.")
 
-    encoded = trained.encode(x)
-    train_fit, val_fit = (_goodness(encoded, rows, scaling.variance) for rows in (train_rows, val_rows))
+    (fvu, l0_found), (val_fvu, val_l0) = _goodness(trained.autoencoder, x, (train_rows, val_rows), scaling.variance)
     params = {
         **_stored_settings(settings),
+        "recipe": recipe,
+        "steps": trained.steps,
+        "ended": trained.ended,
         "use_rep": None if layer is not None else (use_rep or "X_pca"),
         "layer": layer,
         "preprocess": preprocess,
         "validation": float(validation),
         "n_obs": n,
         "n_constant_inputs": d - len(scaling.kept),
-        "input_scale": float(scaling.forward[0]) if preprocess == "center" else None,
+        "input_scale": float(scaling.forward[0]) if preprocess in ("center", "none") else None,
         "variance": scaling.variance,
-        "fvu": train_fit[0],
-        "l0": train_fit[1],
-        "val_fvu": val_fit[0],
-        "val_l0": val_fit[1],
-        "fingerprint": fingerprint(held, x),
+        "fvu": fvu,
+        "l0": l0_found,
+        "val_fvu": val_fvu,
+        "val_l0": val_l0,
+        "fingerprint": cells,
         "version": importlib.metadata.version("scsae"),
     }
     stored = {
         "schema_version": _schema.SCHEMA_VERSION,
         "params": params,
-        "weights": _stored_weights(trained, found.names),
-        "history": _schema.plain_index(pd.DataFrame([vars(record) for record in records])),
+        "weights": _stored_weights(trained.autoencoder, found.names),
+        "history": _schema.plain_index(pd.DataFrame([vars(record) for record in trained.history])),
     }
     _schema.drop_results(held, key_added)
     _schema.write(held, key_added, stored)
     logg.info(
         "    finished",
         time=start,
-        deep=f"added\n    {held.where}.uns[{key_added!r}], the SAE: FVU {train_fit[0]:.3f} "
-        f"(held out {val_fit[0]:.3f}), {train_fit[1]:.1f} active features per cell",
+        deep=f"added\n    {held.where}.uns[{key_added!r}], the SAE: FVU {fvu:.3f} "
+        f"(held out {val_fvu:.3f}), {l0_found:.1f} active features per cell",
     )
 
 
@@ -217,10 +249,12 @@ def _settings(
     d: int,
     *,
     architecture: str,
-    nested: bool,
+    paper: bool,
+    nested: bool | None,
     n_features: int | None,
-    k: int | None,
+    k: int | Literal["auto"] | None,
     l1: float | None,
+    l0: float | None,
     learning_rate: float | None,
     steps: int | None,
     batch_size: int | None,
@@ -229,28 +263,34 @@ def _settings(
     device: str,
 ) -> Settings:
     """Choose from the size of the data what was not given."""
-    from ..core.train import Settings, choose_device, nested_groups
+    from ..core.backend import Settings
+    from ..core.train import choose_device, nested_groups
 
-    n_features = n_features or default_n_features(n, d)
-    if ARCHITECTURES[architecture].sparsity == "k":
+    sparsity = ARCHITECTURES[architecture].sparsity
+    n_features = n_features or (PAPER["n_features"] if paper else default_n_features(n, d))
+    batch_size = min(batch_size or (PAPER["batch_size"] if paper else default_batch_size(n)), n_train)
+    learning_rate = float(learning_rate or (PAPER["learning_rate"] if paper else default_learning_rate(n_features)))
+    one_pass = -(-n_train // batch_size)
+    if sparsity == "k":
         k = k or default_k(d, n_features)
         if k > n_features:
             raise ValueError(f"k={k} is larger than n_features={n_features}. Choose k up to the number of features.")
-    else:
-        l1 = DEFAULT_L1 if l1 is None else float(l1)
-    learning_rate = float(learning_rate or default_learning_rate(n_features))
-    batch_size = min(batch_size or default_batch_size(n), n_train)
+    if nested is None:
+        nested = architecture in ("topk", "matryoshka") and not paper
     return Settings(
         architecture=architecture,
         n_features=n_features,
         groups=nested_groups(n_features) if nested else (n_features,),
-        k=k,
-        l1=l1,
+        k=k if sparsity == "k" else None,
+        l1=(PAPER["l1"] if paper else DEFAULT_L1) if sparsity == "l1" and l1 is None else l1,
+        l0=DEFAULT_L0 if sparsity == "l0" and l0 is None else l0,
         learning_rate=learning_rate,
-        steps=steps or max(round(STEPS_TIMES_RATE / learning_rate), -(-n_train // batch_size)),
+        steps=steps
+        or (PAPER["passes"] * one_pass if paper else max(round(STEPS_TIMES_RATE / learning_rate), one_pass)),
         batch_size=batch_size,
         seed=seed,
         device=choose_device(device),
+        paper=paper,
     )
 
 
@@ -271,6 +311,8 @@ def _stored_settings(settings: Settings) -> dict[str, Any]:
 
 def _stored_weights(trained: Autoencoder, input_names: np.ndarray | None) -> dict[str, np.ndarray]:
     weights: dict[str, np.ndarray] = {name: getattr(trained, name) for name in _schema.WEIGHTS}
+    if trained.threshold is not None:
+        weights["threshold"] = trained.threshold
     if input_names is not None:
         weights["input_names"] = input_names.astype(object)
     return weights
@@ -307,24 +349,34 @@ def _check_positive(**settings: float | None) -> None:
             raise ValueError(f"{name}={value} is {lowest}. Leave it out to have it chosen from the data.")
 
 
-def _check_choices(architecture: str, preprocess: str, k: int | None, l1: float | None, validation: float) -> None:
-    if architecture not in ARCHITECTURES:
-        raise ValueError(f"architecture={architecture!r} is not one of {', '.join(map(repr, ARCHITECTURES))}.")
-    if preprocess not in PREPROCESS:
-        raise ValueError(f"preprocess={preprocess!r} is not one of {', '.join(map(repr, PREPROCESS))}.")
-    if l1 is not None and l1 < 0:
-        raise ValueError(f"l1={l1} is negative; the penalty must be 0 or more.")
+def _check_choices(architecture: str, preprocess: str | None, recipe: str, validation: float) -> None:
+    for name, value, choices in (
+        ("architecture", architecture, tuple(ARCHITECTURES)),
+        ("preprocess", preprocess or "center", PREPROCESS),
+        ("recipe", recipe, RECIPES),
+    ):
+        if value not in choices:
+            raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}.")
+    if recipe == "paper" and architecture not in ("vanilla", "relu", "topk"):
+        raise ValueError(f"recipe='paper' trains 'vanilla', 'relu' or 'topk', not architecture={architecture!r}.")
     if not 0 <= validation < 1:
         raise ValueError(f"validation={validation} is not a share of the cells from 0 up to, not including, 1.")
+
+
+def _check_sparsity(architecture: str, **given: float | str | None) -> None:
     sparsity = ARCHITECTURES[architecture].sparsity
-    for name, given in (("k", k is not None), ("l1", l1 is not None)):
-        if given and name != sparsity:
+    for name, value in given.items():
+        if value is None:
+            continue
+        if name != sparsity:
             raise ValueError(f"architecture={architecture!r} is made sparse by {sparsity}=, not by {name}=.")
+        if name == "k" and isinstance(value, str) and value != "auto":
+            raise ValueError(f"k={value!r} is neither a number of features nor 'auto'.")
+        if not isinstance(value, str) and value < 0:
+            raise ValueError(f"{name}={value} is negative; the penalty must be 0 or more.")
 
 
-def _train_with_bar(
-    x: Matrix, scaling: Any, settings: Settings, train_rows: np.ndarray, val_rows: np.ndarray, progress: bool
-) -> tuple[Any, list[Record]]:
+def _train_with_bar(x: Matrix, scaling: Scaling, settings: Settings, progress: bool, **how: Any) -> Trained:
     from ..core.train import train
 
     with progress_bar(settings.steps, "fit", "step", shown=progress) as bar:
@@ -336,12 +388,20 @@ def _train_with_bar(
                     fvu=f"{record.fvu:.3f}", l0=f"{record.l0:.1f}", dead=f"{record.dead_fraction:.0%}", refresh=False
                 )
 
-        return train(x, scaling, settings, train_rows=train_rows, val_rows=val_rows, on_step=on_step)
+        return train(x, scaling, settings, on_step=on_step, **how)
 
 
-def _goodness(encoded: Encoded, rows: np.ndarray, variance: float) -> tuple[float, float]:
-    """Return FVU and L0 of the folded weights on some cells; NaN for none."""
-    if len(rows) == 0:
-        return float("nan"), float("nan")
-    n_active = np.diff(encoded.activations.indptr)
-    return float(encoded.squared_error[rows].mean() / variance), float(n_active[rows].mean())
+def _goodness(
+    trained: Autoencoder, x: Matrix, parts: tuple[np.ndarray, ...], variance: float
+) -> list[tuple[float, float]]:
+    """Return FVU and L0 of the folded weights on some cells each; NaN for none."""
+    squared_error, n_active = np.empty(x.shape[0]), np.empty(x.shape[0])
+    start = 0
+    for block in trained.encode_blocks(x):
+        rows = slice(start, start := start + len(block.squared_error))
+        squared_error[rows], n_active[rows] = block.squared_error, np.diff(block.activations.indptr)
+    nothing = (float("nan"), float("nan"))
+    return [
+        (float(squared_error[rows].mean() / variance), float(n_active[rows].mean())) if len(rows) else nothing
+        for rows in parts
+    ]

@@ -1,0 +1,85 @@
+"""What the training loop asks of a back end: the CPU's compiled one, or torch for everything else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+import numpy as np
+
+from .kernels import BETA_1, BETA_2, EPSILON
+
+Arrays: TypeAlias = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train.
+
+    Attributes
+    ----------
+    groups
+        Widths of nested dictionaries, the last one `n_features`: each must reconstruct on its own.
+    k, l1, l0
+        How sparse: one of them, as the architecture says.
+    paper
+        Train as arXiv:2410.11468: errors and penalty averaged over inputs and features, free decoder norms, one rate.
+    """
+
+    architecture: str
+    n_features: int
+    groups: tuple[int, ...]
+    k: int | None
+    l1: float | None
+    l0: float | None
+    learning_rate: float
+    steps: int
+    batch_size: int
+    seed: int
+    device: str
+    paper: bool = False
+
+
+class Backend(Protocol):
+    """An SAE in training: weights (`W_enc` and `W_dec` both (h, d)), moments of Adam, and one step of it."""
+
+    last_fired: np.ndarray
+    threshold: float
+
+    def step(self, y: np.ndarray, number: int, rate: float) -> float:
+        """Take step `number` (from 0) on the rows `y` (n, d) and return the loss before it."""
+        ...
+
+    def evaluate(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the residuals ŷ − y (n, d) and the number of active features of each row."""
+        ...
+
+    def calibrate(self, y: np.ndarray) -> None:
+        """Set the threshold at which the rows `y` (n, d) have k active features on average."""
+        ...
+
+    def weights(self) -> Arrays:
+        """Return the parameters as arrays on the CPU."""
+        ...
+
+    def state(self) -> Arrays:
+        """Return everything that the next step depends on."""
+        ...
+
+    def load(self, state: Arrays) -> None:
+        """Go on from a state."""
+        ...
+
+    def restart(self, features: np.ndarray, directions: np.ndarray) -> None:
+        """Give some features new unit directions (features, d), and forget what they learned."""
+        ...
+
+    def close(self) -> None:
+        """Release threads and memory."""
+        ...
+
+
+def step_rate(number: int, rate: float) -> tuple[np.float32, np.float32]:
+    """Return Adam's rate and epsilon for step `number` (from 0), with the bias corrections in them."""
+    root = np.sqrt(1 - BETA_2 ** (number + 1))
+    return np.float32(rate * root / (1 - BETA_1 ** (number + 1))), np.float32(EPSILON * root)

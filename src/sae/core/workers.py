@@ -1,0 +1,43 @@
+"""A few threads that share the blocks of one step."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+def available_threads() -> int:
+    """Number of CPUs this process may use, or fewer if `OMP_NUM_THREADS` says so."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return min(cpus, int(asked)) if asked.isdigit() and int(asked) > 0 else cpus
+
+
+class Workers:
+    """Threads for functions that release the interpreter lock; with one, everything runs in the caller."""
+
+    def __init__(self, n: int):
+        self.n = n
+        self._pool = ThreadPoolExecutor(n - 1) if n > 1 else None
+
+    def each(self, function: Callable[[int, Task], Result], tasks: Sequence[Task]) -> list[Result]:
+        """Return function(worker, task) of all tasks, in their order."""
+        if self._pool is None or len(tasks) == 1:
+            return [function(0, task) for task in tasks]
+
+        def share(worker: int) -> list[Result]:
+            return [function(worker, task) for task in tasks[worker :: self.n]]
+
+        others = [self._pool.submit(share, worker) for worker in range(1, self.n)]
+        shares = [share(0), *(other.result() for other in others)]
+        return [shares[i % self.n][i // self.n] for i in range(len(tasks))]
+
+    def close(self) -> None:
+        """End the threads."""
+        if self._pool is not None:
+            self._pool.shutdown()
