@@ -6,8 +6,6 @@ the elementwise passes in between compiled.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 
