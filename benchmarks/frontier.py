@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import inspect
 import os
 import tempfile
 import warnings
@@ -40,8 +39,8 @@ import sae
 from sae.core.architectures import ARCHITECTURES
 
 GRIDS = {"k": (4, 8, 16, 32), "l1": (0.5, 1.0, 2.0, 4.0, 8.0), "l0": (0.03, 0.1, 0.3, 1.0)}
-NESTED = {"nested": False} if "nested" in inspect.signature(sae.tl.fit).parameters else {}
-"""SAELens' TopK has no nested reconstructions."""
+PLAIN = {"topk": {"nested": False}}
+"""Arguments by which one of our architectures is the one that SAELens knows under the same name."""
 SAE_LENS = {
     "topk": ("TopK", "k", "k"),
     "batchtopk": ("BatchTopK", "k", "k"),
@@ -52,29 +51,18 @@ OURS_OF = {"standard": "vanilla"}
 HELD_OUT = 0.2
 TOLERANCE = 1.1
 
-Activations = np.ndarray
-Reconstruction = np.ndarray
 
-
-def fvu(x: np.ndarray, x_hat: Reconstruction) -> float:
+def fvu(x: np.ndarray, x_hat: np.ndarray) -> float:
     return float(np.square(x - x_hat, dtype=np.float64).sum() / np.square(x - x.mean(axis=0), dtype=np.float64).sum())
 
 
-def row(library: str, architecture: str, setting: str, rate: float, x: np.ndarray, a: Activations, x_hat: np.ndarray):
-    l0 = float((a > 0).sum(axis=1).mean())
-    return {
-        "library": library,
-        "architecture": architecture,
-        "setting": setting,
-        "learning_rate": f"{rate:.1e}",
-        "L0": l0,
-        "FVU": fvu(x, x_hat),
-    }
+def judged(x: np.ndarray, a: np.ndarray, x_hat: np.ndarray) -> dict[str, float]:
+    return {"L0": float((a > 0).sum(axis=1).mean()), "FVU": fvu(x, x_hat)}
 
 
 def ours(
     seen: np.ndarray, held_out: np.ndarray, architecture: str, value: float, options: argparse.Namespace
-) -> tuple[Activations, Reconstruction, float]:
+) -> tuple[np.ndarray, np.ndarray, float]:
     adata, others = ad.AnnData(obsm={"X_pca": seen}), ad.AnnData(obsm={"X_pca": held_out})
     sae.tl.fit(
         adata,
@@ -83,9 +71,10 @@ def ours(
         steps=options.steps,
         batch_size=options.batch_size,
         validation=0,
+        device="cpu",
         progress=False,
         **{ARCHITECTURES[architecture].sparsity: value},
-        **NESTED,
+        **PLAIN.get(architecture, {}),
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The SAE .* leaves", UserWarning)  # the table says how badly it fits
@@ -104,21 +93,21 @@ def batches(y: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
 
 
 def sae_lens(
-    seen: np.ndarray, held_out: np.ndarray, name: str, settings: dict, rate: float, options: argparse.Namespace
-) -> tuple[Activations, Reconstruction]:
+    seen: np.ndarray, held_out: np.ndarray, prefix: str, settings: dict, rate: float, options: argparse.Namespace
+) -> tuple[np.ndarray, np.ndarray]:
     import sae_lens
     from sae_lens.config import SAETrainerConfig
     from sae_lens.training.sae_trainer import SAETrainer
 
     torch.manual_seed(0)
-    config = getattr(sae_lens, f"{name}TrainingSAEConfig")(d_in=seen.shape[1], d_sae=options.n_features, **settings)
+    config = getattr(sae_lens, f"{prefix}TrainingSAEConfig")(d_in=seen.shape[1], d_sae=options.n_features, **settings)
     training = SAETrainerConfig(
         total_training_samples=options.steps * options.batch_size,
         train_batch_size_samples=options.batch_size,
         lr=rate,
         lr_end=rate / 10,  # has no default here and is not read by the constant schedule
     )
-    untrained = getattr(sae_lens, f"{name}TrainingSAE")(config)
+    untrained = getattr(sae_lens, f"{prefix}TrainingSAE")(config)
     trained = SAETrainer(training, untrained, batches(torch.from_numpy(seen), options.batch_size)).fit()
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         trained.save_inference_model(folder)
@@ -152,19 +141,21 @@ def table(x: np.ndarray, factor: float, options: argparse.Namespace, bar: Callab
         kind = ARCHITECTURES[architecture].sparsity
         for value in GRIDS[kind]:
             a, x_hat, rate = ours(seen, held_out, architecture, value, options)
-            found.append(row("ours", architecture, f"{kind}={value:g}", rate, held_out, a, x_hat))
+            name = {"library": "ours", "architecture": architecture, "setting": f"{kind}={value:g}"}
+            found.append({**name, "learning rate": f"{rate:.1e}", **judged(held_out, a, x_hat)})
             rates[architecture] = rate
             bar()
     if importlib.util.find_spec("sae_lens") is None:
         return pd.DataFrame(found)
-    for architecture, (name, argument, kind) in SAE_LENS.items():
+    for architecture, (prefix, argument, kind) in SAE_LENS.items():
         rate_of_ours = rates.get(OURS_OF.get(architecture, architecture), rates["topk"])
         for value in GRIDS[kind]:
             in_units = {"k": value, "l1": value / factor, "l0": value / factor**2}[kind]
+            name = {"library": "sae_lens", "architecture": architecture, "setting": f"{kind}={value:g}"}
             runs = []
             for rate in (default_rate(), rate_of_ours):
-                a, x_hat = sae_lens(seen, held_out, name, {argument: in_units}, rate, options)
-                runs.append(row("sae_lens", architecture, f"{kind}={value:g}", rate, held_out, a, x_hat))
+                a, x_hat = sae_lens(seen, held_out, prefix, {argument: in_units}, rate, options)
+                runs.append({**name, "learning rate": f"{rate:.1e}", **judged(held_out, a, x_hat)})
                 bar()
             found.extend(better(runs))
     return pd.DataFrame(found)

@@ -26,6 +26,7 @@ from dataclasses import dataclass, fields
 from functools import partial
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ["OMP_NUM_THREADS"] = "2"  # for our own threads; those of torch are set below
 
 import numpy as np
 import torch
@@ -175,7 +176,7 @@ def dictionary_learning(data: Data, *, name: str, **settings: object) -> Contend
 
 def ours(data: Data, *, architecture: str) -> Contender:
     h = data.n_features
-    chosen = {
+    values = {
         "architecture": architecture,
         "n_features": h,
         "groups": nested_groups(h) if architecture == "matryoshka" else (h,),
@@ -188,7 +189,7 @@ def ours(data: Data, *, architecture: str) -> Contender:
         "seed": 0,
         "device": "cpu",
     }
-    settings = Settings(**{field.name: chosen[field.name] for field in fields(Settings) if field.name in chosen})
+    settings = Settings(**{field.name: values[field.name] for field in fields(Settings) if field.name in values})
 
     def run(seconds: float) -> float:
         times: list[float] = []

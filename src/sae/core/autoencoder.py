@@ -88,23 +88,45 @@ class Autoencoder:
 
     def encode_blocks(self, x: Matrix, *, on_block: Callable[[int], object] | None = None) -> Iterator[Encoded]:
         """Encode cells and yield the result block by block."""
-        from .kernels import products
+        from . import kernels
 
         # The kernel takes two rows and four inputs at a time; zeros change no sum.
         W_enc = np.zeros((-(-self.n_inputs // 4) * 4, self.n_features), np.float32)
         W_enc[: self.n_inputs] = self.W_enc
-        b_enc = self.b_enc.astype(np.float32)
+        b_enc, b_dec = self.b_enc.astype(np.float32), self.b_dec.astype(np.float32)
+        W_dec = np.ascontiguousarray(self.W_dec, np.float32)
+        k = min(self.k or self.n_features, self.n_features)
+        thresholds = np.zeros(self.n_features, np.float32) if self.threshold is None else self.threshold
         workers = Workers(available_threads())
+        search = 0.0
 
         def encode(worker: int, rows: slice) -> Encoded:
+            nonlocal search
             read = dense_rows(x, rows)
-            block = np.zeros((len(read) + len(read) % 2, len(W_enc)), np.float32)
-            block[: len(read), : self.n_inputs] = read
+            n = len(read)
+            block = np.zeros((n + n % 2, len(W_enc)), np.float32)
+            block[:n, : self.n_inputs] = read
             pre = np.empty((len(block), self.n_features), np.float32)
-            products(block, W_enc, b_enc, pre)
-            activations = self._activate(pre[: len(read)])
-            residual = block[: len(read), : self.n_inputs] - self.decode(activations)
-            return Encoded(activations, np.square(residual, dtype=np.float64).sum(axis=1))
+            kernels.products(block, W_enc, b_enc, pre)
+            words = np.zeros(-(-self.n_features // 8), np.uint64)
+            marks = words.view(np.uint8)
+            starts = np.empty(n + 1, np.int64)
+            most = n * (k if self.activation == "topk" else self.n_features) + 8
+            columns, values = np.empty(most, np.int32), np.empty(most, np.float32)
+            if self.activation == "topk":
+                norm = np.sqrt(np.einsum("nd,nd->n", block[:n], block[:n]))
+                scratch = np.empty((2, self.n_features + 32), np.int32)
+                bits = pre[:n].view(np.int32)
+                found = kernels.select_top(
+                    bits, 0, norm, search, k, starts, columns, values, marks, words, scratch[0], scratch[1]
+                )
+                search = 0.85 * found
+            else:
+                kernels.select_over(pre[:n], thresholds, starts, columns, values, marks, words)
+            errors = np.empty(n)
+            kernels.squared_errors(block, W_dec, b_dec, starts, columns, values, errors)
+            parts = values[: starts[-1]].copy(), columns[: starts[-1]].copy(), starts
+            return Encoded(sparse.csr_matrix(parts, shape=(n, self.n_features)), errors)
 
         try:
             # From disk one block at a time: most readers are not made for several threads.
@@ -120,17 +142,3 @@ class Autoencoder:
     def decode(self, activations: Matrix) -> np.ndarray:
         """Map activations (n, h) back to the representation (n, d)."""
         return activations @ self.W_dec + self.b_dec
-
-    def _activate(self, pre: np.ndarray) -> sparse.csr_matrix:
-        """Turn pre-activations (n, h) into activations with the columns of each row in order."""
-        if self.activation == "topk" and self.k is not None and self.k < self.n_features:
-            columns = np.argpartition(pre, -self.k, axis=1)[:, -self.k :]
-            columns.sort(axis=1)
-            values = np.take_along_axis(pre, columns, axis=1)
-            kept = values > 0
-            indices, data, counts = columns[kept], values[kept], kept.sum(axis=1)
-        else:
-            rows, indices = np.nonzero(pre > (0 if self.threshold is None else self.threshold))
-            data, counts = pre[rows, indices], np.bincount(rows, minlength=len(pre))
-        indptr = np.concatenate([[0], np.cumsum(counts)])
-        return sparse.csr_matrix((data, indices.astype(np.int32), indptr), shape=pre.shape)

@@ -161,6 +161,19 @@ def select_above(bits, shift, floor, starts, columns, values, marks, words, some
 
 
 @_fast
+def select_over(pre, thresholds, starts, columns, values, marks, words):
+    """List the pre-activations (rows, h) of each row above the thresholds (h,); `columns` must hold all of them."""
+    n_listed = 0
+    for r in range(pre.shape[0]):
+        starts[r] = n_listed
+        row = pre[r]
+        for j in range(row.size):
+            marks[j] = row[j] > thresholds[j]
+        n_listed += _gather(row, marks, words, columns[n_listed:], values[n_listed:])
+    starts[pre.shape[0]] = n_listed
+
+
+@_fast
 def keep_above(cut, starts, columns, values):
     """Drop the entries that are not above `cut`, in place."""
     n_kept = 0
@@ -460,3 +473,21 @@ def products(x, W_enc, b_enc, pre):
                     p += b_2 * w_2[j]
                     p += b_3 * w_3[j]
                     two[j] = p
+
+
+@_exact
+def squared_errors(x, W_dec, b_dec, starts, columns, values, errors):
+    """Write ‖x − x̂‖² of each row, x̂ from its entries in their order."""
+    d = b_dec.size
+    residual = np.empty(d, np.float32)
+    for r in range(errors.size):
+        for q in range(d):
+            residual[q] = b_dec[q] - x[r, q]
+        for e in range(starts[r], starts[r + 1]):
+            a, weights = values[e], W_dec[columns[e]]
+            for q in range(d):
+                residual[q] += a * weights[q]
+        total = 0.0
+        for q in range(d):
+            total += np.float64(residual[q]) * np.float64(residual[q])
+        errors[r] = total

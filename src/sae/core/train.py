@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -24,10 +25,13 @@ N_RECORDS = 50
 SMALLEST_GROUP = 8
 INITIAL_NOISE = 1.0
 MAX_EVALUATED = 2048
-MAX_CALIBRATED = 8192
+MIN_CALIBRATED, MAX_CALIBRATED = 200, 8192
 WARM_UP, DECAY = 0.05, 0.2
+RESTART_UNTIL = 0.5
 DEAD_AFTER_PASSES = 2
 IMPROVEMENT = 1e-3
+DIVERGED = 10
+"""Times the FVU before the first step."""
 CHECKPOINT_SECONDS = 60.0
 
 
@@ -182,56 +186,57 @@ def train(
     def load(rows: np.ndarray) -> np.ndarray:
         return scaling.transform(read_rows(x, rows))
 
-    backend = make_backend(initial_weights(load(_spread(train_rows, settings.n_features)), settings), settings)
-    evaluated = [load(_spread(rows, MAX_EVALUATED)) for rows in (train_rows, val_rows)]
-    pass_steps = -(-len(train_rows) // settings.batch_size)
-    record_every = max(1, settings.steps // N_RECORDS)
-    restart_every = max(1, settings.steps // 20, DEAD_AFTER_PASSES * pass_steps)
-    schedule = Schedule(settings.steps, constant=settings.paper)
-    history: list[Record] = []
-    first, ended = 0, "finished"
-    if checkpoint is not None and checkpoint.exists():
-        first, history = _resume(checkpoint, backend, schedule, settings, identity)
-    saved_at, step = time.monotonic(), first - 1
-    stream = shuffled_batches(x, train_rows, settings.batch_size, seed=settings.seed, first=first)
-    try:
-        while step + 1 < schedule.steps:
-            y = scaling.transform(next(stream))
-            step += 1
-            rate = settings.learning_rate * schedule.factor(step)
-            loss = backend.step(y, step, rate)
-            if not np.isfinite(loss):
-                raise _diverged(f"The loss is {loss}", step, schedule, settings)
-            if (step + 1) % restart_every == 0 and step < (1 - DECAY) / 2 * schedule.steps and not settings.paper:
-                _restart_dead(backend, y, step, DEAD_AFTER_PASSES * pass_steps, settings.seed)
-            record = None
-            if (step + 1) % record_every == 0 or step + 1 == schedule.steps:
-                dead = float((step - backend.last_fired >= DEAD_AFTER_PASSES * pass_steps).mean())
-                (fvu, l0), (val_fvu, val_l0) = (_evaluate(backend, part, scaling) for part in evaluated)
-                if not fvu < 100:
-                    raise _diverged(f"The fraction of variance unexplained is {fvu:.3g}", step, schedule, settings)
-                record = Record(step + 1, rate, loss, fvu, l0, dead, val_fvu, val_l0)
-                history.append(record)
-                if patience is not None and ended == "finished" and _stalled(history, patience):
-                    schedule.end_early(step)
-                    ended = "early"
-                if checkpoint is not None and time.monotonic() - saved_at > CHECKPOINT_SECONDS:
-                    _save(checkpoint, backend, schedule, history, step + 1, settings, identity)
-                    saved_at = time.monotonic()
-            if on_step is not None:
-                on_step(step, record)
-    except KeyboardInterrupt:
-        if step < first:
-            raise
-        ended = "interrupted"
-        if checkpoint is not None:
-            _save(checkpoint, backend, schedule, history, step + 1, settings, identity)
-    finally:
-        backend.close()
-    if architecture.activation == "threshold" and architecture.sparsity == "k":
-        rows = val_rows if len(val_rows) >= 10 * settings.n_features else train_rows
-        backend.calibrate(load(_spread(rows, MAX_CALIBRATED)))
-    return Trained(scaling.fold(_export(backend, settings)), history, step + 1, ended)
+    weights = initial_weights(load(_spread(train_rows, settings.n_features)), settings)
+    with closing(make_backend(weights, settings)) as backend:
+        evaluated = [load(_spread(rows, MAX_EVALUATED)) for rows in (train_rows, val_rows)]
+        worst = DIVERGED * max(1.0, _evaluate(backend, evaluated[0], scaling)[0])
+        pass_steps = -(-len(train_rows) // settings.batch_size)
+        idle = DEAD_AFTER_PASSES * pass_steps
+        record_every = max(1, settings.steps // N_RECORDS)
+        restart_every = max(1, settings.steps // 20, idle)
+        schedule = Schedule(settings.steps, constant=settings.paper)
+        history: list[Record] = []
+        first, ended = 0, "finished"
+        if checkpoint is not None and checkpoint.exists():
+            first, history = _resume(checkpoint, backend, schedule, settings, identity)
+        saved_at, step = time.monotonic(), first - 1
+        stream = shuffled_batches(x, train_rows, settings.batch_size, seed=settings.seed, first=first)
+        try:
+            while step + 1 < schedule.steps:
+                y = scaling.transform(next(stream))
+                step += 1
+                rate = settings.learning_rate * schedule.factor(step)
+                loss = backend.step(y, step, rate)
+                if not np.isfinite(loss):
+                    raise _diverged(f"The loss is {loss}", step, schedule, settings)
+                if not settings.paper and (step + 1) % restart_every == 0 and step < RESTART_UNTIL * schedule.steps:
+                    _restart_dead(backend, y, step, idle, settings.seed)
+                record = None
+                if (step + 1) % record_every == 0 or step + 1 == schedule.steps:
+                    dead = float((step - backend.last_fired >= idle).mean())
+                    (fvu, l0), (val_fvu, val_l0) = (_evaluate(backend, part, scaling) for part in evaluated)
+                    if not fvu < worst:
+                        raise _diverged(f"The fraction of variance unexplained is {fvu:.3g}", step, schedule, settings)
+                    record = Record(step + 1, rate, loss, fvu, l0, dead, val_fvu, val_l0)
+                    history.append(record)
+                    if patience is not None and ended == "finished" and _stalled(history, patience):
+                        schedule.end_early(step)
+                        ended = "early"
+                    if checkpoint is not None and time.monotonic() - saved_at > CHECKPOINT_SECONDS:
+                        _save(checkpoint, backend, schedule, history, step + 1, settings, identity)
+                        saved_at = time.monotonic()
+                if on_step is not None:
+                    on_step(step, record)
+        except KeyboardInterrupt:
+            if step < 0:
+                raise
+            ended = "interrupted"
+            if checkpoint is not None:
+                _save(checkpoint, backend, schedule, history, step + 1, settings, identity)
+        if architecture.activation == "threshold" and architecture.sparsity == "k":
+            rows = val_rows if len(val_rows) >= MIN_CALIBRATED else train_rows
+            backend.calibrate(load(_spread(rows, MAX_CALIBRATED)))
+        return Trained(scaling.fold(_export(backend, settings)), history, step + 1, ended)
 
 
 def _diverged(found: str, step: int, schedule: Schedule, settings: Settings) -> DivergedError:
