@@ -117,7 +117,8 @@ def initial_weights(y: np.ndarray, settings: Settings) -> Arrays:
     h, d = settings.n_features, y.shape[1]
     if not settings.paper:
         directions = initial_directions(torch.from_numpy(y), h, generator).numpy()
-        return {"W_enc": directions, "b_enc": np.zeros(h), "W_dec": directions, "b_dec": np.zeros(d)}
+        encoder = directions * _best_scale(y, directions, settings.k)
+        return {"W_enc": encoder, "b_enc": np.zeros(h), "W_dec": directions, "b_dec": np.zeros(d)}
 
     def uniform(fan_in: int, *shape: int) -> np.ndarray:
         return ((2 * torch.rand(shape, generator=generator) - 1) / fan_in**0.5).numpy()
@@ -126,6 +127,16 @@ def initial_weights(y: np.ndarray, settings: Settings) -> Arrays:
     if settings.architecture != "vanilla":
         weights.update(b_enc=np.zeros(h), b_dec=np.zeros(d))
     return weights
+
+
+def _best_scale(y: np.ndarray, directions: np.ndarray, k: int | None) -> float:
+    """Return the factor for the encoder with which the start reconstructs cells `y` best: similar features add up."""
+    pre = torch.from_numpy(y @ directions.T).relu()
+    if k is not None:
+        values, indices = pre.topk(k, dim=1)
+        pre = torch.zeros_like(pre).scatter(1, indices, values)
+    y_hat = pre.numpy() @ directions
+    return float((y * y_hat).sum() / max(np.square(y_hat).sum(), 1e-12))
 
 
 def choose_device(device: str) -> str:
