@@ -46,8 +46,11 @@ class Backend(Protocol):
     last_fired: np.ndarray
     threshold: float
 
-    def step(self, y: np.ndarray, number: int, rate: float) -> float:
-        """Take step `number` (from 0) on the rows `y` (n, d) and return the loss before it."""
+    def step(self, y: np.ndarray, number: int, rate: float, pressure: float = 1.0) -> float:
+        """Take step `number` (from 0) on the rows `y` (n, d) and return the loss before it.
+
+        `pressure` is the share of the L1 or L0 penalty that counts.
+        """
         ...
 
     def evaluate(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -70,8 +73,8 @@ class Backend(Protocol):
         """Go on from a state."""
         ...
 
-    def restart(self, features: np.ndarray, directions: np.ndarray) -> None:
-        """Give some features new unit directions (features, d), and forget what they learned."""
+    def restart(self, features: np.ndarray, directions: np.ndarray, length: float = 1.0) -> None:
+        """Give some features new unit directions (features, d) with encoders of a length; forget what they learned."""
         ...
 
     def close(self) -> None:

@@ -38,7 +38,7 @@ class NumbaBackend:
         self.threshold = 0.0
         self._group_ends = np.array(settings.groups, np.int64)
         self._search = 0.0
-        self._density = 1.0
+        self._density = self._pressure = 1.0
         products = settings.batch_size * d * h
         n_workers = max(1, min(available_threads(), products // PRODUCTS_PER_THREAD))
         self._workers = Workers(n_workers)
@@ -72,8 +72,12 @@ class NumbaBackend:
         self._workers.close()
         torch.set_num_threads(self._threads_before)
 
-    def step(self, y: np.ndarray, number: int, rate: float) -> float:
-        """Take step `number` (from 0) on the rows `y` (n, d) and return the loss before it."""
+    def step(self, y: np.ndarray, number: int, rate: float, pressure: float = 1.0) -> float:
+        """Take step `number` (from 0) on the rows `y` (n, d) and return the loss before it.
+
+        `pressure` is the share of the L1 or L0 penalty that counts.
+        """
+        self._pressure = pressure
         if self.architecture.sparsity == "l1" and self._density > SPARSE_BELOW and len(self._group_ends) == 1:
             return self._dense_step(y, number, rate)
         self._refresh()
@@ -138,12 +142,13 @@ class NumbaBackend:
         self.last_fired[...] = state["last_fired"]
         self.threshold, self._search, self._density = map(float, state["scalars"])
 
-    def restart(self, features: np.ndarray, directions: np.ndarray) -> None:
-        """Give some features new unit directions (features, d), and forget what they learned."""
+    def restart(self, features: np.ndarray, directions: np.ndarray, length: float = 1.0) -> None:
+        """Give some features new unit directions (features, d) with encoders of a length; forget what they learned."""
         for name, value in self.arrays.items():
             if name.startswith(("W_enc", "W_dec", "b_enc")):
                 value[features] = 0
-        self.arrays["W_enc"][features] = self.arrays["W_dec"][features] = directions
+        self.arrays["W_dec"][features] = directions
+        self.arrays["W_enc"][features] = length * directions
 
     def _factor(self, n: int) -> float:
         weight = 1 / self.arrays["b_dec"].size if self.settings.paper else 1.0
@@ -152,7 +157,7 @@ class NumbaBackend:
     def _penalty(self, n: int) -> float:
         if self.settings.l1 is None:
             return 0.0
-        return self.settings.l1 / (n * (len(self.last_fired) if self.settings.paper else 1))
+        return self._pressure * self.settings.l1 / (n * (len(self.last_fired) if self.settings.paper else 1))
 
     def _loss(self, n: int, squares: float, total: float) -> float:
         return self._factor(n) / 2 * squares + self._penalty(n) * total

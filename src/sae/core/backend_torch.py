@@ -38,7 +38,7 @@ class TorchBackend:
         fused = self.device.type != "mps"
         self._optimizer = torch.optim.Adam(self._parameters.values(), lr=settings.learning_rate, fused=fused)
         self._last_fired = torch.zeros(h, dtype=torch.long, device=self.device)
-        self.threshold = 0.0
+        self.threshold, self._pressure = 0.0, 1.0
 
     @property
     def last_fired(self) -> np.ndarray:
@@ -48,9 +48,13 @@ class TorchBackend:
     def close(self) -> None:
         """Do nothing: torch frees its memory."""
 
-    def step(self, y: np.ndarray, number: int, rate: float) -> float:
-        """Take step `number` (from 0) on the rows `y` (n, d) and return the loss before it."""
+    def step(self, y: np.ndarray, number: int, rate: float, pressure: float = 1.0) -> float:
+        """Take step `number` (from 0) on the rows `y` (n, d) and return the loss before it.
+
+        `pressure` is the share of the L1 or L0 penalty that counts.
+        """
         self._optimizer.param_groups[0]["lr"] = rate
+        self._pressure = pressure
         loss, active = self._loss(self._load(y))
         self._optimizer.zero_grad()
         loss.backward()
@@ -111,8 +115,8 @@ class TorchBackend:
         self.threshold = float(state["scalars"][0])
 
     @torch.no_grad()
-    def restart(self, features: np.ndarray, directions: np.ndarray) -> None:
-        """Give some features new unit directions (features, d), and forget what they learned."""
+    def restart(self, features: np.ndarray, directions: np.ndarray, length: float = 1.0) -> None:
+        """Give some features new unit directions (features, d) with encoders of a length; forget what they learned."""
         index = torch.from_numpy(features).to(self.device)
         for name, value in self._parameters.items():
             if name in ("b_dec", "b_pre"):
@@ -120,7 +124,7 @@ class TorchBackend:
             fresh = self._load(directions) if name in ("W_enc", "W_dec") else torch.zeros_like(value[index])
             if name == "log_threshold":
                 fresh = fresh + float(np.log(INITIAL_THRESHOLD))
-            value[index] = fresh
+            value[index] = length * fresh if name == "W_enc" else fresh
             for key in ("exp_avg", "exp_avg_sq"):
                 self._optimizer.state[value][key][index] = 0
 
@@ -140,10 +144,14 @@ class TorchBackend:
         if self.architecture.name == "jumprelu":
             threshold = p["log_threshold"].exp()
             pre = pre.relu()
-            return _Jump.apply(pre, threshold), (self.settings.l0 or 0) / n * _Step.apply(pre, threshold).sum()
+            return _Jump.apply(pre, threshold), self._pressure * (self.settings.l0 or 0) / n * _Step.apply(
+                pre, threshold
+            ).sum()
         if self.architecture.sparsity == "l1":
             a = pre.relu()
-            return a, (self.settings.l1 or 0) / (n * (a.shape[1] if self.settings.paper else 1)) * a.sum()
+            return a, self._pressure * (self.settings.l1 or 0) / (
+                n * (a.shape[1] if self.settings.paper else 1)
+            ) * a.sum()
         k = self.settings.k or 1
         if self.architecture.activation == "topk":
             values, indices = pre.topk(k, dim=1, sorted=False)
@@ -161,7 +169,9 @@ class TorchBackend:
         gate = (shared + p["b_gate"]).relu()
         magnitude = (shared * p["log_scale"].exp() + p["b_enc"]).relu()
         of_gate = torch.addmm(p["b_dec"].detach(), gate, p["W_dec"].detach())
-        added = (self.settings.l1 or 0) * gate.sum(dim=1).mean() + (y - of_gate).square().sum(dim=1).mean()
+        added = (
+            self._pressure * (self.settings.l1 or 0) * gate.sum(dim=1).mean() + (y - of_gate).square().sum(dim=1).mean()
+        )
         return magnitude * (gate > 0), added
 
     def _reconstructions(self, a: torch.Tensor) -> Iterator[torch.Tensor]:

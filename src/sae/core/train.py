@@ -26,7 +26,7 @@ SMALLEST_GROUP = 8
 INITIAL_NOISE = 1.0
 MAX_EVALUATED = 2048
 MIN_CALIBRATED, MAX_CALIBRATED = 200, 8192
-WARM_UP, DECAY = 0.05, 0.2
+WARM_UP, DECAY, PRESSURE = 0.05, 0.2, 0.2
 RESTART_UNTIL = 0.5
 DEAD_AFTER_PASSES = 2
 IMPROVEMENT = 1e-3
@@ -87,6 +87,10 @@ class Schedule:
             return 1.0
         warm_up = max(1, round(WARM_UP * self.steps))
         return min(1.0, (step + 1) / warm_up, (self.steps - step) / self.decay)
+
+    def pressure(self, step: int) -> float:
+        """Return the share of the L1 or L0 penalty for `step`: it grows linearly over the first 20 % of the steps."""
+        return 1.0 if self.constant else min(1.0, (step + 1) / max(1, round(PRESSURE * self.steps)))
 
     def end_early(self, step: int) -> None:
         """Let the decay begin after `step`, for as long as it would have taken in a run planned that way."""
@@ -217,11 +221,11 @@ def train(
                 y = scaling.transform(next(stream))
                 step += 1
                 rate = settings.learning_rate * schedule.factor(step)
-                loss = backend.step(y, step, rate)
+                loss = backend.step(y, step, rate, schedule.pressure(step))
                 if not np.isfinite(loss):
                     raise _diverged(f"The loss is {loss}", step, schedule, settings)
                 if not settings.paper and (step + 1) % restart_every == 0 and step < RESTART_UNTIL * schedule.steps:
-                    _restart_dead(backend, y, step, idle, settings.seed)
+                    _restart_dead(backend, y, step, idle, settings)
                 record = None
                 if (step + 1) % record_every == 0 or step + 1 == schedule.steps:
                     dead = float((step - backend.last_fired >= idle).mean())
@@ -257,8 +261,12 @@ def _diverged(found: str, step: int, schedule: Schedule, settings: Settings) -> 
     )
 
 
-def _restart_dead(backend: Backend, y: np.ndarray, step: int, idle: int, seed: int) -> None:
-    """Point features that were idle for so many steps at what cells leave unexplained, the worst cells most often."""
+def _restart_dead(backend: Backend, y: np.ndarray, step: int, idle: int, settings: Settings) -> None:
+    """Point features that were idle for so many steps at what cells leave unexplained, the worst cells most often.
+
+    Their encoders get the mean length of the others, or a fifth of it where nothing limits how many become active
+    (Bricken et al. 2023).
+    """
     dead = np.flatnonzero(step - backend.last_fired >= idle)
     if len(dead) == 0:
         return
@@ -266,9 +274,11 @@ def _restart_dead(backend: Backend, y: np.ndarray, step: int, idle: int, seed: i
     weights = np.square(residuals, dtype=np.float64).sum(axis=1)
     if not weights.sum() > 0:
         return
-    rng = np.random.default_rng([seed, step])
+    rng = np.random.default_rng([settings.seed, step])
     chosen = -residuals[rng.choice(len(y), len(dead), p=weights / weights.sum())]
-    backend.restart(dead, chosen / np.maximum(np.linalg.norm(chosen, axis=1, keepdims=True), 1e-12))
+    lengths = np.linalg.norm(np.delete(backend.weights()["W_enc"], dead, axis=0), axis=1)
+    length = (1.0 if settings.k is not None else 0.2) * (lengths.mean() if len(lengths) else 1.0)
+    backend.restart(dead, chosen / np.maximum(np.linalg.norm(chosen, axis=1, keepdims=True), 1e-12), float(length))
 
 
 def _stalled(history: list[Record], patience: int) -> bool:
