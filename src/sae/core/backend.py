@@ -9,6 +9,7 @@ import numpy as np
 
 from .kernels import BETA_1, BETA_2, EPSILON
 
+FIRST_K_TIMES = 3
 Arrays: TypeAlias = dict[str, np.ndarray]
 
 
@@ -49,7 +50,8 @@ class Backend(Protocol):
     def step(self, y: np.ndarray, number: int, rate: float, pressure: float = 1.0) -> float:
         """Take step `number` (from 0) on the rows `y` (n, d) and return the loss before it.
 
-        `pressure` is the share of the L1 or L0 penalty that counts.
+        `pressure`, from 0 to 1, is how much of the sparsity is asked for: a share of the L1 or L0 penalty, or
+        k · 3^(1 − pressure) active features.
         """
         ...
 
@@ -86,3 +88,8 @@ def step_rate(number: int, rate: float) -> tuple[np.float32, np.float32]:
     """Return Adam's rate and epsilon for step `number` (from 0), with the bias corrections in them."""
     root = np.sqrt(1 - BETA_2 ** (number + 1))
     return np.float32(rate * root / (1 - BETA_1 ** (number + 1))), np.float32(EPSILON * root)
+
+
+def active_features(k: int, pressure: float, n_features: int) -> float:
+    """Return how many features may be active on average: `FIRST_K_TIMES` k at first, k in the end."""
+    return min(k * FIRST_K_TIMES ** (1 - pressure), max(k, n_features / 2))

@@ -11,7 +11,7 @@ import torch
 
 from . import kernels
 from .architectures import Architecture
-from .backend import Arrays, Settings, step_rate
+from .backend import FIRST_K_TIMES, Arrays, Settings, active_features, step_rate
 from .workers import Workers, available_threads
 
 BLOCK_ROWS = 128
@@ -38,10 +38,12 @@ class NumbaBackend:
         self.threshold = 0.0
         self._group_ends = np.array(settings.groups, np.int64)
         self._search = 0.0
-        self._density = self._pressure = 1.0
+        self._density = 1.0
+        self._press(1.0)
         products = settings.batch_size * d * h
         n_workers = max(1, min(available_threads(), products // PRODUCTS_PER_THREAD))
-        self._workers = Workers(n_workers)
+        # Left alone, a product in a thread of ours would start further threads.
+        self._workers = Workers(n_workers, lambda: torch.set_num_threads(1))
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(1)
         self._may_narrow = architecture.sparsity == "k" and d >= BFLOAT16_FROM_INPUTS and _has_bfloat16()
@@ -60,7 +62,7 @@ class NumbaBackend:
         n_blocks = -(-n // BLOCK_ROWS)
         self._starts = np.zeros((n_blocks, BLOCK_ROWS + 1), np.int64)
         self._residuals = np.empty((n, len(self._group_ends), self.arrays["b_dec"].size), np.float32)
-        self._make_lists(n_blocks, BLOCK_ROWS * 2 * (self.settings.k or 1) + 1)
+        self._make_lists(n_blocks, BLOCK_ROWS * (FIRST_K_TIMES + 1) * (self.settings.k or 1) + 1)
 
     def _make_lists(self, n_blocks: int, capacity: int) -> None:
         self._columns = np.empty((n_blocks, capacity), np.int32)
@@ -75,9 +77,9 @@ class NumbaBackend:
     def step(self, y: np.ndarray, number: int, rate: float, pressure: float = 1.0) -> float:
         """Take step `number` (from 0) on the rows `y` (n, d) and return the loss before it.
 
-        `pressure` is the share of the L1 or L0 penalty that counts.
+        `pressure` is explained at :class:`Backend`.
         """
-        self._pressure = pressure
+        self._press(pressure)
         if self.architecture.sparsity == "l1" and self._density > SPARSE_BELOW and len(self._group_ends) == 1:
             return self._dense_step(y, number, rate)
         self._refresh()
@@ -87,8 +89,9 @@ class NumbaBackend:
         factor = np.float32(self._factor(len(y)))
         scaled_rate, epsilon = step_rate(number, rate)
         h = len(self.last_fired)
-        cuts = np.linspace(0, h, self._workers.n + 1).astype(np.int64)
-        pre_gradients = np.zeros((self._workers.n, y.shape[1]), np.float32)
+        n_tiles = -(-h // kernels.SUMMED_FEATURES)
+        cuts = np.minimum(kernels.SUMMED_FEATURES * np.linspace(0, n_tiles, self._workers.n + 1).astype(np.int64), h)
+        pre_gradients = np.zeros((n_tiles, y.shape[1]), np.float32)
 
         def update(worker: int, part: int) -> None:
             low, high = cuts[part], cuts[part + 1]
@@ -100,7 +103,7 @@ class NumbaBackend:
             kernels.update_features(
                 low, high, ends, *self._sorted[part], y, self._residuals, self._group_ends, factor, arrays["b_pre"],
                 scaled_rate, epsilon, not settings.paper, number,
-                *self._with_moments("W_enc", "W_dec", "b_enc"), pre_gradients[part], self.last_fired,
+                *self._with_moments("W_enc", "W_dec", "b_enc"), pre_gradients, self.last_fired,
             )  # fmt: skip
 
         self._workers.each(update, range(self._workers.n))
@@ -110,6 +113,7 @@ class NumbaBackend:
 
     def evaluate(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the residuals ŷ − y (n, d) and the number of active features of each row; nothing is learned."""
+        self._press(1.0)
         residuals, counts = np.empty_like(y), np.empty(len(y), np.int64)
         for start in range(0, len(y), self.settings.batch_size):
             part = y[start : start + self.settings.batch_size]
@@ -121,6 +125,7 @@ class NumbaBackend:
 
     def calibrate(self, y: np.ndarray) -> None:
         """Set the threshold at which the rows `y` (n, d) have k active features on average."""
+        self._press(1.0)
         self._allocate(len(y))
         self._refresh(exact=True)
         self._cut(y, self._blocks(len(y)))
@@ -149,6 +154,11 @@ class NumbaBackend:
                 value[features] = 0
         self.arrays["W_dec"][features] = directions
         self.arrays["W_enc"][features] = length * directions
+
+    def _press(self, pressure: float) -> None:
+        self._pressure = pressure
+        if self.settings.k is not None:
+            self._k = active_features(self.settings.k, pressure, len(self.last_fired))
 
     def _factor(self, n: int) -> float:
         weight = 1 / self.arrays["b_dec"].size if self.settings.paper else 1.0
@@ -180,7 +190,8 @@ class NumbaBackend:
         self._encoder = self._W_enc.to(torch.bfloat16) if narrow else self._W_enc
         bias = self.arrays["b_enc"]
         if self.architecture.pre_bias:
-            bias = bias + self.arrays["W_enc"] @ self.arrays["b_pre"]
+            with np.errstate(over="ignore", invalid="ignore"):
+                bias = bias + self.arrays["W_enc"] @ self.arrays["b_pre"]
         self._bias = torch.from_numpy(bias)
         self._encoder_bias = self._bias.to(self._encoder.dtype)
 
@@ -197,6 +208,7 @@ class NumbaBackend:
     def _forward(self, y: np.ndarray, *, learn: bool = True) -> tuple[float, float]:
         """List active entries, their gradients and the residuals; return Σ residual² and Σ a."""
         blocks = self._blocks(len(y))
+        self._starts[len(blocks) :] = 0
         cut = None
         if self.architecture.activation == "topk":
             ratios = self._workers.each(lambda worker, block: self._select_top(worker, block[0], y[block[1]]), blocks)
@@ -223,7 +235,7 @@ class NumbaBackend:
     def _select_top(self, worker: int, b: int, y: np.ndarray) -> float:
         norm = np.sqrt(np.einsum("nd,nd->n", y, y))
         ratio = kernels.select_top(
-            self._pre_activations(worker, y), self._shift, norm, self._search, self.settings.k,
+            self._pre_activations(worker, y), self._shift, norm, self._search, round(self._k),
             self._starts[b][: len(y) + 1], self._columns[b], self._values[b],
             *self._scratch[worker].selection,
         )  # fmt: skip
@@ -257,7 +269,7 @@ class NumbaBackend:
 
     def _cut(self, y: np.ndarray, blocks: list[tuple[int, slice]]) -> np.float32:
         """List candidates, and find the value above which there are k a row on average."""
-        wanted = len(y) * (self.settings.k or 0)
+        wanted = round(len(y) * self._k)
         while True:
             self._list_above(y, blocks, self._search)
             values = np.concatenate([self._values[b, : self._starts[b, -1]] for b, _ in blocks])

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from .architectures import Architecture
-from .backend import Arrays, Settings
+from .backend import Arrays, Settings, active_features
 
 INITIAL_THRESHOLD = 0.1
 BANDWIDTH = 0.2
@@ -51,7 +51,7 @@ class TorchBackend:
     def step(self, y: np.ndarray, number: int, rate: float, pressure: float = 1.0) -> float:
         """Take step `number` (from 0) on the rows `y` (n, d) and return the loss before it.
 
-        `pressure` is the share of the L1 or L0 penalty that counts.
+        `pressure` is explained at :class:`Backend`.
         """
         self._optimizer.param_groups[0]["lr"] = rate
         self._pressure = pressure
@@ -152,14 +152,15 @@ class TorchBackend:
             return a, self._pressure * (self.settings.l1 or 0) / (
                 n * (a.shape[1] if self.settings.paper else 1)
             ) * a.sum()
-        k = self.settings.k or 1
+        k = active_features(self.settings.k or 1, self._pressure if learn else 1.0, pre.shape[1])
         if self.architecture.activation == "topk":
-            values, indices = pre.topk(k, dim=1, sorted=False)
+            values, indices = pre.topk(round(k), dim=1, sorted=False)
             return torch.zeros_like(pre).scatter(1, indices, values.relu()), 0.0
         pre = pre.relu()
         if learn:
-            largest = pre.detach().flatten().topk(min(n * k + 1, pre.numel())).values
-            self.threshold = float(largest[-1]) if len(largest) > n * k else 0.0
+            wanted = round(n * k)
+            largest = pre.detach().flatten().topk(min(wanted + 1, pre.numel())).values
+            self.threshold = float(largest[-1]) if len(largest) > wanted else 0.0
         return pre * (pre > self.threshold), 0.0
 
     def _gate(self, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

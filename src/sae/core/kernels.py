@@ -15,6 +15,8 @@ import numpy as np
 from numba import float32, int32, njit
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
+SUMMED_FEATURES = 64
+"""So many features in turn share one sum of the pre-bias's gradient: it must not depend on the number of threads."""
 
 _fast = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "arcp"})
 # One multiply-add per statement and no reordering: every row of `products` takes the same steps wherever it stands.
@@ -335,7 +337,7 @@ def sort_entries(low, high, starts, columns, values, gradients, ends, rows, sort
 @_fast
 def update_features(
     low, high, ends, rows, values, gradients, y, residuals, group_ends, factor, b_pre, rate, epsilon, unit_norm, step,
-    W_enc, W_enc_mean, W_enc_square, W_dec, W_dec_mean, W_dec_square, b_enc, b_enc_mean, b_enc_square, pre_gradient, last_fired,
+    W_enc, W_enc_mean, W_enc_square, W_dec, W_dec_mean, W_dec_square, b_enc, b_enc_mean, b_enc_square, pre_gradients, last_fired,
 ):  # fmt: skip
     """Take one Adam step on features low to high from their sorted entries.
 
@@ -343,8 +345,8 @@ def update_features(
     ----------
     rate, epsilon
         With the bias corrections of this step in them.
-    pre_gradient
-        (d,), the gradient in respect of the pre-bias, is added to.
+    pre_gradients
+        (ceil(h / SUMMED_FEATURES), d), parts of the gradient in respect of the pre-bias, are added to.
     """
     d = y.shape[1]
     of_encoder, of_decoder, of_bias = np.empty(d, np.float32), np.empty(d, np.float32), np.empty(1, np.float32)
@@ -353,7 +355,8 @@ def update_features(
         while j >= group_ends[group]:
             group += 1
         stop = ends[j - low]
-        bias = float32(0)
+        pre_gradient = pre_gradients[j // SUMMED_FEATURES]
+        bias, highest = float32(0), float32(0)
         for q in range(d):
             of_encoder[q] = 0
             of_decoder[q] = 0
@@ -366,6 +369,7 @@ def update_features(
                 of_encoder[q] += g_one * y_one[q] + g_two * y_two[q]
                 of_decoder[q] += a_one * r_one[q] + a_two * r_two[q]
             bias += g_one + g_two
+            highest = max(highest, a_one, a_two)
             e += 2
         if e < stop:
             y_one, r_one, g_one, a_one = y[rows[e]], residuals[rows[e], group], gradients[e], values[e]
@@ -373,7 +377,8 @@ def update_features(
                 of_encoder[q] += g_one * y_one[q]
                 of_decoder[q] += a_one * r_one[q]
             bias += g_one
-        if stop > start:
+            highest = max(highest, a_one)
+        if highest > 0:
             last_fired[j] = step
         start = stop
         for q in range(d):

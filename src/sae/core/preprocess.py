@@ -10,11 +10,14 @@ import numpy as np
 from .autoencoder import Autoencoder
 from .rows import Matrix, dense_rows, row_blocks
 
-Preprocess = Literal["center", "standardize", "whiten", "none"]
+Preprocess = Literal["damped", "center", "standardize", "whiten", "none"]
 PREPROCESS: tuple[str, ...] = get_args(Preprocess)
 WHITEN_MAX_INPUTS = 2_000
 WHITEN_MIN_CELLS_PER_INPUT = 10
 WHITEN_RIDGE = 1e-3
+DAMPING = 3
+MOST_NOISE = 1.0
+DECORRELATING = ("damped", "whiten")
 CONSTANT = 1e-6
 """A column is constant when its standard deviation is below this share of its mean (or of the widest column)."""
 
@@ -40,6 +43,13 @@ class Scaling:
     forward: np.ndarray
     backward: np.ndarray
     variance: float
+    spread: np.ndarray
+    """(m,) standard deviations of the columns of y."""
+
+    @property
+    def n_effective(self) -> float:
+        """Participation ratio (Σ v)² / Σ v² of the variances v of y's columns: how many of them carry most of it."""
+        return float(np.square(self.spread).sum() ** 2 / (self.spread**4).sum())
 
     def transform(self, x: np.ndarray) -> np.ndarray:
         """Map raw rows (n, d) to training rows (n, m), float32."""
@@ -84,9 +94,9 @@ def fit_scaling(x: Matrix, kind: Preprocess, *, block_rows: int = 4096) -> Scali
         eigenvalues Λ of the covariance, with the ridge ρ = 1e-3 · mean(Λ). `"none"`: the representation as it is.
     """
     n, d = x.shape
-    if kind == "whiten" and (d > WHITEN_MAX_INPUTS or n < WHITEN_MIN_CELLS_PER_INPUT * d):
+    if kind in DECORRELATING and (d > WHITEN_MAX_INPUTS or n < WHITEN_MIN_CELLS_PER_INPUT * d):
         raise ValueError(
-            f'preprocess="whiten" estimates a {d} × {d} covariance from {n} cells; it needs at most '
+            f"preprocess={kind!r} estimates a {d} × {d} covariance from {n} cells; it needs at most "
             f"{WHITEN_MAX_INPUTS} columns and {WHITEN_MIN_CELLS_PER_INPUT} cells per column. "
             'Use preprocess="center" or "standardize".'
         )
@@ -94,19 +104,23 @@ def fit_scaling(x: Matrix, kind: Preprocess, *, block_rows: int = 4096) -> Scali
     for rows in row_blocks(n, block_rows):
         mean += dense_rows(x, rows).sum(axis=0, dtype=np.float64)
     mean /= n
-    second = np.zeros((d, d) if kind == "whiten" else d)
+    second = np.zeros((d, d) if kind in DECORRELATING else d)
     for rows in row_blocks(n, block_rows):
         centred = dense_rows(x, rows).astype(np.float64) - mean
-        second += centred.T @ centred if kind == "whiten" else np.square(centred).sum(axis=0)
+        second += centred.T @ centred if kind in DECORRELATING else np.square(centred).sum(axis=0)
     second /= n
-    variance = np.diag(second) if kind == "whiten" else second
+    variance = np.diag(second) if kind in DECORRELATING else second
     spread = np.sqrt(variance)
     # Where columns keep their proportions, one that is negligible beside the widest counts as constant too.
     scale = np.abs(mean) if kind == "standardize" else np.maximum(np.abs(mean), spread.max())
     kept = np.flatnonzero(spread > CONSTANT * scale)
     if len(kept) == 0:
         raise ValueError(f"All {d} columns of the representation are constant over {n} cells: there is nothing to fit.")
-    if kind == "whiten":
+    if kind == "damped":
+        values, vectors = np.linalg.eigh(second[np.ix_(kept, kept)])
+        gain = _damped_gain(values)
+        forward, backward = vectors * gain, (vectors / gain).T
+    elif kind == "whiten":
         values, vectors = np.linalg.eigh(second[np.ix_(kept, kept)])
         root = np.sqrt(np.maximum(values, 0) + WHITEN_RIDGE * values.mean())
         forward, backward = vectors / root, (vectors * root).T
@@ -118,4 +132,22 @@ def fit_scaling(x: Matrix, kind: Preprocess, *, block_rows: int = 4096) -> Scali
     else:
         factor = np.sqrt(len(kept) / variance[kept].sum())
         forward, backward = np.full(len(kept), factor), np.full(len(kept), 1 / factor)
-    return Scaling(mean, kept, forward, backward, float(variance[kept].sum()))
+    if kind in DECORRELATING:
+        in_training = np.sqrt(np.maximum(values, 0)) * np.linalg.norm(forward, axis=0)
+    else:
+        in_training = spread[kept] * forward
+    return Scaling(mean, kept, forward, backward, float(variance[kept].sum()), in_training)
+
+
+def noise_level(values: np.ndarray) -> float:
+    """Extrapolate a spectrum (rising eigenvalues) by half its length, on a logarithmic scale: λ_d² / λ_{d/2}."""
+    lowest, middle = values[0], values[len(values) // 2]
+    return float(min(lowest**2 / middle, MOST_NOISE * lowest))
+
+
+def _damped_gain(values: np.ndarray) -> np.ndarray:
+    """Return the factor of each principal component."""
+    values = np.maximum(values, 1e-6 * values.mean())
+    gain = (1 - noise_level(values) / values) ** DAMPING / np.sqrt(values)
+    gain = np.maximum(gain, 1e-3 * gain.max())
+    return gain * np.sqrt(len(values) / (gain**2 * values).sum())

@@ -56,7 +56,7 @@ def read_rows(x: Matrix, rows: np.ndarray) -> np.ndarray:
     order = np.argsort(rows, kind="stable")
     blocks, starts = np.unique(rows[order] // DISK_BLOCK_ROWS, return_index=True)
     found = np.empty((len(rows), x.shape[1]), x.dtype)
-    for block, places in zip(blocks, np.split(order, starts[1:]), strict=True):
+    for block, places in zip(blocks, np.split(order, starts)[1:], strict=True):
         first = block * DISK_BLOCK_ROWS
         read = dense_rows(x, slice(int(first), int(min(first + DISK_BLOCK_ROWS, x.shape[0]))))
         found[places] = read[rows[places] - first]
@@ -91,12 +91,13 @@ def shuffled_batches(x: Matrix, rows: np.ndarray, size: int, *, seed: int, first
         n_batches = len(waiting) // size
         skip = min(first - skipped, n_batches)
         skipped += skip
+        if skip > 0:
+            # They belong to the first batch that is skipped.
+            held = held[:0]
         if not disk:
             for batch in range(skip, n_batches):
                 yield dense_rows(x, waiting[batch * size : (batch + 1) * size])
-        elif skip == n_batches > 0:
-            held = held[:0]
-        else:
+        elif skip == 0 or skip < n_batches:
             held = np.concatenate([held, read_rows(x, waiting[skip * size + len(held) :])])
             for batch in range(n_batches - skip):
                 yield held[batch * size : (batch + 1) * size]

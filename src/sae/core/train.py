@@ -22,11 +22,11 @@ from .preprocess import Scaling
 from .rows import Matrix, read_rows, shuffled_batches
 
 N_RECORDS = 50
-SMALLEST_GROUP = 8
+SMALLEST_GROUP, GROUP_PER_INPUT = 8, 1.25
 INITIAL_NOISE = 1.0
 MAX_EVALUATED = 2048
 MIN_CALIBRATED, MAX_CALIBRATED = 200, 8192
-WARM_UP, DECAY, PRESSURE = 0.05, 0.2, 0.2
+WARM_UP, DECAY, PRESSURE = 0.05, 0.2, 0.3
 RESTART_UNTIL = 0.5
 DEAD_AFTER_PASSES = 2
 IMPROVEMENT = 1e-3
@@ -89,7 +89,7 @@ class Schedule:
         return min(1.0, (step + 1) / warm_up, (self.steps - step) / self.decay)
 
     def pressure(self, step: int) -> float:
-        """Return the share of the L1 or L0 penalty for `step`: it grows linearly over the first 20 % of the steps."""
+        """Return the share of the sparsity that is asked for: it grows linearly over the first 30 % of the steps."""
         return 1.0 if self.constant else min(1.0, (step + 1) / max(1, round(PRESSURE * self.steps)))
 
     def end_early(self, step: int) -> None:
@@ -99,33 +99,43 @@ class Schedule:
             self.steps = step + 1 + self.decay
 
 
-def nested_groups(n_features: int) -> tuple[int, ...]:
-    """Widths of nested dictionaries: `n_features`, halved as long as at least 8 remain, in rising order."""
-    widths = [n_features]
-    while widths[-1] >= 2 * SMALLEST_GROUP:
-        widths.append(widths[-1] // 2)
-    return tuple(reversed(widths))
+def nested_groups(n_features: int, n_effective: float) -> tuple[int, ...]:
+    """Widths of nested dictionaries: powers of two from a quarter more than the effective inputs on, then `n_features`.
+
+    A narrower one would have to merge programs (arXiv:2505.11756).
+    """
+    width = SMALLEST_GROUP
+    while width < GROUP_PER_INPUT * n_effective:
+        width *= 2
+    widths = []
+    while width < n_features:
+        widths.append(width)
+        width *= 2
+    return (*widths, n_features)
 
 
-def initial_directions(y: torch.Tensor, n_features: int, generator: torch.Generator) -> torch.Tensor:
-    """Unit directions of random cells (n, m), with isotropic noise of the same length added."""
-    cells = y[torch.randint(len(y), (n_features,), generator=generator)]
-    noise = torch.randn(cells.shape, generator=generator)
-    normalise = torch.nn.functional.normalize
-    return normalise(normalise(cells, dim=1) + INITIAL_NOISE * normalise(noise, dim=1), dim=1)
+def initial_directions(y: np.ndarray, spread: np.ndarray, n_features: int, rng: np.random.Generator) -> np.ndarray:
+    """Unit directions of random cells (n, m), with noise of the same length and of the cells' spread (m,) added."""
+    cells = y[rng.integers(len(y), size=n_features)]
+    noise = rng.standard_normal(cells.shape) * spread
+    return _unit(_unit(cells) + INITIAL_NOISE * _unit(noise)).astype(np.float32)
 
 
-def initial_weights(y: np.ndarray, settings: Settings) -> Arrays:
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
+def initial_weights(y: np.ndarray, spread: np.ndarray, settings: Settings) -> Arrays:
     """Return decoder and encoder along random cells `y` (n, m), biases 0; for the paper, uniform as torch's linear layers."""
-    generator = torch.Generator().manual_seed(settings.seed)
+    rng = np.random.default_rng(settings.seed)
     h, d = settings.n_features, y.shape[1]
     if not settings.paper:
-        directions = initial_directions(torch.from_numpy(y), h, generator).numpy()
+        directions = initial_directions(y, spread, h, rng)
         encoder = directions * _best_scale(y, directions, settings.k)
         return {"W_enc": encoder, "b_enc": np.zeros(h), "W_dec": directions, "b_dec": np.zeros(d)}
 
     def uniform(fan_in: int, *shape: int) -> np.ndarray:
-        return ((2 * torch.rand(shape, generator=generator) - 1) / fan_in**0.5).numpy()
+        return rng.uniform(-1, 1, shape) / fan_in**0.5
 
     weights = {"W_enc": uniform(d, h, d), "b_enc": uniform(d, h), "W_dec": uniform(h, h, d), "b_dec": uniform(h, d)}
     if settings.architecture != "vanilla":
@@ -201,7 +211,7 @@ def train(
     def load(rows: np.ndarray) -> np.ndarray:
         return scaling.transform(read_rows(x, rows))
 
-    weights = initial_weights(load(_spread(train_rows, settings.n_features)), settings)
+    weights = initial_weights(load(_spread(train_rows, settings.n_features)), scaling.spread, settings)
     with closing(make_backend(weights, settings)) as backend:
         evaluated = [load(_spread(rows, MAX_EVALUATED)) for rows in (train_rows, val_rows)]
         worst = DIVERGED * max(1.0, _evaluate(backend, evaluated[0], scaling)[0])
@@ -275,10 +285,10 @@ def _restart_dead(backend: Backend, y: np.ndarray, step: int, idle: int, setting
     if not weights.sum() > 0:
         return
     rng = np.random.default_rng([settings.seed, step])
-    chosen = -residuals[rng.choice(len(y), len(dead), p=weights / weights.sum())]
+    chosen = _unit(-residuals[rng.choice(len(y), len(dead), p=weights / weights.sum())])
     lengths = np.linalg.norm(np.delete(backend.weights()["W_enc"], dead, axis=0), axis=1)
     length = (1.0 if settings.k is not None else 0.2) * (lengths.mean() if len(lengths) else 1.0)
-    backend.restart(dead, chosen / np.maximum(np.linalg.norm(chosen, axis=1, keepdims=True), 1e-12), float(length))
+    backend.restart(dead, chosen, float(length))
 
 
 def _stalled(history: list[Record], patience: int) -> bool:

@@ -19,11 +19,14 @@ def available_threads() -> int:
 
 
 class Workers:
-    """Threads for functions that release the interpreter lock; with one, everything runs in the caller."""
+    """Threads for functions that release the interpreter lock; with one, everything runs in the caller.
 
-    def __init__(self, n: int):
+    Each thread but the caller's starts with `at_start`.
+    """
+
+    def __init__(self, n: int, at_start: Callable[[], object] | None = None):
         self.n = n
-        self._pool = ThreadPoolExecutor(n - 1) if n > 1 else None
+        self._pool = ThreadPoolExecutor(n - 1, initializer=at_start) if n > 1 else None
 
     def each(self, function: Callable[[int, Task], Result], tasks: Sequence[Task]) -> list[Result]:
         """Return function(worker, task) of all tasks, in their order."""

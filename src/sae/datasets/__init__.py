@@ -1,6 +1,7 @@
-"""Example cells and marker gene sets. Nothing is downloaded."""
+"""Example cells, marker gene sets, and simulated cells with known programs. Nothing is downloaded."""
 
 from ._immune_markers import immune_markers
 from ._pbmc68k import pbmc68k
+from ._simulate import simulate_programs, simulate_small
 
-__all__ = ["immune_markers", "pbmc68k"]
+__all__ = ["immune_markers", "pbmc68k", "simulate_programs", "simulate_small"]
