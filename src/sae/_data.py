@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from .core.rows import Matrix, dense_rows, on_disk, read_rows, row_blocks
+from .core.rows import Columns, Matrix, dense_rows, on_disk, read_rows, row_blocks
 
 if TYPE_CHECKING:
     from mudata import MuData
@@ -332,4 +332,4 @@ def columns_in_order(found: Representation, names: Sequence[str]) -> Matrix:
         raise ValueError(
             f"{found.where} lacks {len(missing)} of the {len(names)} columns that the SAE reads: {listing(missing, 5)}."
         )
-    return found.matrix[:, position]
+    return Columns(found.matrix, position) if on_disk(found.matrix) else found.matrix[:, position]

@@ -90,6 +90,12 @@ def step_rate(number: int, rate: float) -> tuple[np.float32, np.float32]:
     return np.float32(rate * root / (1 - BETA_1 ** (number + 1))), np.float32(EPSILON * root)
 
 
+def group_weights(n_groups: int) -> np.ndarray:
+    """Return how much each nested dictionary counts: the first most, each next one half as much, 1 together."""
+    weights = 0.5 ** np.arange(n_groups)
+    return (weights / weights.sum()).astype(np.float32)
+
+
 def active_features(k: int, pressure: float, n_features: int) -> float:
     """Return how many features may be active on average: `FIRST_K_TIMES` k at first, k in the end."""
     return min(k * FIRST_K_TIMES ** (1 - pressure), max(k, n_features / 2))

@@ -11,7 +11,7 @@ import torch
 
 from . import kernels
 from .architectures import Architecture
-from .backend import FIRST_K_TIMES, Arrays, Settings, active_features, step_rate
+from .backend import FIRST_K_TIMES, Arrays, Settings, active_features, group_weights, step_rate
 from .workers import Workers, available_threads
 
 BLOCK_ROWS = 128
@@ -20,7 +20,7 @@ PRODUCTS_PER_THREAD = 10_000_000
 SEARCH_FROM = 0.85
 """The search for the largest values starts at this share of the cut of the step before."""
 SPARSE_BELOW = 0.15
-BFLOAT16_FROM_INPUTS = 32
+BFLOAT16_FROM_INPUTS = 128
 
 
 class NumbaBackend:
@@ -37,6 +37,7 @@ class NumbaBackend:
         self.last_fired = np.zeros(h, np.int64)
         self.threshold = 0.0
         self._group_ends = np.array(settings.groups, np.int64)
+        self._group_weights = group_weights(len(settings.groups))
         self._search = 0.0
         self._density = 1.0
         self._press(1.0)
@@ -119,7 +120,7 @@ class NumbaBackend:
             part = y[start : start + self.settings.batch_size]
             self._refresh(exact=True)
             self._forward(part, learn=False)
-            residuals[start : start + len(part)] = self._residuals[: len(part), -1]
+            residuals[start : start + len(part)] = self._residuals[: len(part), -1] / self._group_weights[-1]
             counts[start : start + len(part)] = np.diff(self._starts, axis=1).ravel()[: len(part)]
         return residuals, counts
 
@@ -151,7 +152,8 @@ class NumbaBackend:
         """Give some features new unit directions (features, d) with encoders of a length; forget what they learned."""
         for name, value in self.arrays.items():
             if name.startswith(("W_enc", "W_dec", "b_enc")):
-                value[features] = 0
+                # A second moment of 0 would make the first steps three times as long as any other.
+                value[features] = value.mean(axis=0) if name.endswith("_square") else 0
         self.arrays["W_dec"][features] = directions
         self.arrays["W_enc"][features] = length * directions
 
@@ -162,7 +164,7 @@ class NumbaBackend:
 
     def _factor(self, n: int) -> float:
         weight = 1 / self.arrays["b_dec"].size if self.settings.paper else 1.0
-        return 2 * weight / (n * len(self._group_ends))
+        return 2 * weight / n
 
     def _penalty(self, n: int) -> float:
         if self.settings.l1 is None:
@@ -225,7 +227,7 @@ class NumbaBackend:
             if cut is not None:
                 kernels.keep_above(cut, starts, columns, values)
             return kernels.decode_block(
-                y[rows], self.arrays["W_dec"], self.arrays["b_dec"], self._group_ends, factor, penalty,
+                y[rows], self.arrays["W_dec"], self.arrays["b_dec"], self._group_ends, self._group_weights, factor, penalty,
                 starts, columns, values, self._gradients[b], self._residuals[rows],
             )  # fmt: skip
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from .architectures import Architecture
-from .backend import Arrays, Settings, active_features
+from .backend import Arrays, Settings, active_features, group_weights
 
 INITIAL_THRESHOLD = 0.1
 BANDWIDTH = 0.2
@@ -37,6 +37,7 @@ class TorchBackend:
         }
         fused = self.device.type != "mps"
         self._optimizer = torch.optim.Adam(self._parameters.values(), lr=settings.learning_rate, fused=fused)
+        self._group_weights = torch.from_numpy(group_weights(len(settings.groups))).to(self.device)
         self._last_fired = torch.zeros(h, dtype=torch.long, device=self.device)
         self.threshold, self._pressure = 0.0, 1.0
 
@@ -125,8 +126,10 @@ class TorchBackend:
             if name == "log_threshold":
                 fresh = fresh + float(np.log(INITIAL_THRESHOLD))
             value[index] = length * fresh if name == "W_enc" else fresh
-            for key in ("exp_avg", "exp_avg_sq"):
-                self._optimizer.state[value][key][index] = 0
+            moments = self._optimizer.state[value]
+            moments["exp_avg"][index] = 0
+            # 0 would make the first steps three times as long as any other.
+            moments["exp_avg_sq"][index] = moments["exp_avg_sq"].mean(dim=0)
 
     def _load(self, y: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(y).to(self.device)
@@ -188,7 +191,7 @@ class TorchBackend:
         a, added = self._activate(y)
         errors = [(y - y_hat).square().sum(dim=1).mean() for y_hat in self._reconstructions(a)]
         weight = 1 / y.shape[1] if self.settings.paper else 1.0
-        return weight * torch.stack(errors).mean() + added, a.detach() > 0
+        return weight * (torch.stack(errors) * self._group_weights).sum() + added, a.detach() > 0
 
 
 def _near(z: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:

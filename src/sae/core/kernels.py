@@ -205,23 +205,26 @@ def recompute(y, W_enc, b_enc, starts, columns, values):
 
 
 @_fast
-def decode_block(y, W_dec, b_dec, group_ends, factor, penalty, starts, columns, values, gradients, residuals):
+def decode_block(
+    y, W_dec, b_dec, group_ends, group_weights, factor, penalty, starts, columns, values, gradients, residuals
+):
     """Reconstruct a block of rows from its entries, with each group of features in turn.
 
     Parameters
     ----------
-    group_ends
-        (g,) widths of the nested dictionaries.
+    group_ends, group_weights
+        (g,) widths of the nested dictionaries, and how much each counts.
     factor, penalty
         The gradient of an entry is `factor` · residuals · W_dec + `penalty`.
     gradients
         Written: of the loss in respect of each entry.
     residuals
-        (rows, g, d), written: ŷ − y summed over the groups from this one on, which is what the group's features see.
+        (rows, g, d), written: weighted ŷ − y summed over the groups from this one on, which is what the group's
+        features see.
 
     Returns
     -------
-    Sum of squared residuals over rows and groups, sum of the values.
+    Weighted sum of squared residuals over rows and groups, sum of the values.
     """
     n_rows, d = y.shape
     n_groups = group_ends.size
@@ -256,11 +259,15 @@ def decode_block(y, W_dec, b_dec, group_ends, factor, penalty, starts, columns, 
             square = float32(0)
             for q in range(d):
                 square += residual[q] * residual[q]
-            squares += square
-        for g in range(n_groups - 2, -1, -1):
-            here, after = residuals[r, g], residuals[r, g + 1]
+            squares += group_weights[g] * square
+        if n_groups > 1:
+            weight = group_weights[n_groups - 1]
             for q in range(d):
-                here[q] += after[q]
+                residual[q] *= weight
+        for g in range(n_groups - 2, -1, -1):
+            here, after, weight = residuals[r, g], residuals[r, g + 1], group_weights[g]
+            for q in range(d):
+                here[q] = weight * here[q] + after[q]
         g = 0
         for e in range(starts[r], stop):
             j = columns[e]

@@ -10,14 +10,20 @@ import numpy as np
 from .autoencoder import Autoencoder
 from .rows import Matrix, dense_rows, row_blocks
 
-Preprocess = Literal["damped", "center", "standardize", "whiten", "none"]
+Preprocess = Literal["auto", "damped", "center", "standardize", "whiten", "none"]
 PREPROCESS: tuple[str, ...] = get_args(Preprocess)
 WHITEN_MAX_INPUTS = 2_000
 WHITEN_MIN_CELLS_PER_INPUT = 10
 WHITEN_RIDGE = 1e-3
 DAMPING = 3
-MOST_NOISE = 1.0
 DECORRELATING = ("damped", "whiten")
+UNCORRELATED = 0.12
+"""Columns are principal components when the root mean square of their correlations is below this.
+
+It is 0 for the cells that a PCA was computed on, .04 to .1 for half of their cell types, and .2 between scVI's latents.
+"""
+FEWEST_COMPONENTS, UNEQUAL = 16, 4
+SMALLEST_EIGENVALUE, LEAST_SIGNAL = 1e-6, 0.1
 CONSTANT = 1e-6
 """A column is constant when its standard deviation is below this share of its mean (or of the widest column)."""
 
@@ -28,6 +34,8 @@ class Scaling:
 
     Attributes
     ----------
+    kind
+        Which one it is, never `"auto"`.
     mean
         (d,), float64.
     kept
@@ -38,6 +46,7 @@ class Scaling:
         Mean of ‖x − mean‖² over the cells, in the raw representation.
     """
 
+    kind: str
     mean: np.ndarray
     kept: np.ndarray
     forward: np.ndarray
@@ -89,12 +98,19 @@ def fit_scaling(x: Matrix, kind: Preprocess, *, block_rows: int = 4096) -> Scali
     x
         (n, d), dense or CSR.
     kind
+        `"auto"`: `"damped"` for principal components, `"center"` for everything else.
+        `"damped"`: principal components, each divided by its standard deviation and multiplied by (1 − ν/λ)³, the cube of
+        the share of its variance λ that is not noise; ν = λ_d² / λ_{d/2} continues the logarithm of the spectrum by half
+        its length. Without noise that is whitening.
         `"center"`: one global factor, such that the mean squared norm is the number of varying columns.
         `"standardize"`: unit standard deviation per column. `"whiten"`: V (Λ + ρ)^−½ from the eigenvectors V and
         eigenvalues Λ of the covariance, with the ridge ρ = 1e-3 · mean(Λ). `"none"`: the representation as it is.
     """
     n, d = x.shape
-    if kind in DECORRELATING and (d > WHITEN_MAX_INPUTS or n < WHITEN_MIN_CELLS_PER_INPUT * d):
+    too_wide = d > WHITEN_MAX_INPUTS or n < WHITEN_MIN_CELLS_PER_INPUT * d
+    if kind == "auto" and (too_wide or d < FEWEST_COMPONENTS):
+        kind = "center"
+    if kind in DECORRELATING and too_wide:
         raise ValueError(
             f"preprocess={kind!r} estimates a {d} × {d} covariance from {n} cells; it needs at most "
             f"{WHITEN_MAX_INPUTS} columns and {WHITEN_MIN_CELLS_PER_INPUT} cells per column. "
@@ -104,13 +120,16 @@ def fit_scaling(x: Matrix, kind: Preprocess, *, block_rows: int = 4096) -> Scali
     for rows in row_blocks(n, block_rows):
         mean += dense_rows(x, rows).sum(axis=0, dtype=np.float64)
     mean /= n
-    second = np.zeros((d, d) if kind in DECORRELATING else d)
+    paired = kind in (*DECORRELATING, "auto")
+    second = np.zeros((d, d) if paired else d)
     for rows in row_blocks(n, block_rows):
         centred = dense_rows(x, rows).astype(np.float64) - mean
-        second += centred.T @ centred if kind in DECORRELATING else np.square(centred).sum(axis=0)
+        second += centred.T @ centred if paired else np.square(centred).sum(axis=0)
     second /= n
-    variance = np.diag(second) if kind in DECORRELATING else second
+    variance = np.diag(second) if paired else second
     spread = np.sqrt(variance)
+    if kind == "auto":
+        kind = "damped" if _like_components(second) else "center"
     # Where columns keep their proportions, one that is negligible beside the widest counts as constant too.
     scale = np.abs(mean) if kind == "standardize" else np.maximum(np.abs(mean), spread.max())
     kept = np.flatnonzero(spread > CONSTANT * scale)
@@ -136,18 +155,28 @@ def fit_scaling(x: Matrix, kind: Preprocess, *, block_rows: int = 4096) -> Scali
         in_training = np.sqrt(np.maximum(values, 0)) * np.linalg.norm(forward, axis=0)
     else:
         in_training = spread[kept] * forward
-    return Scaling(mean, kept, forward, backward, float(variance[kept].sum()), in_training)
+    return Scaling(kind, mean, kept, forward, backward, float(variance[kept].sum()), in_training)
 
 
 def noise_level(values: np.ndarray) -> float:
     """Extrapolate a spectrum (rising eigenvalues) by half its length, on a logarithmic scale: λ_d² / λ_{d/2}."""
-    lowest, middle = values[0], values[len(values) // 2]
-    return float(min(lowest**2 / middle, MOST_NOISE * lowest))
+    return float(values[0] ** 2 / values[len(values) // 2])
 
 
 def _damped_gain(values: np.ndarray) -> np.ndarray:
-    """Return the factor of each principal component."""
-    values = np.maximum(values, 1e-6 * values.mean())
-    gain = (1 - noise_level(values) / values) ** DAMPING / np.sqrt(values)
-    gain = np.maximum(gain, 1e-3 * gain.max())
+    """Return the factor of each principal component, such that the mean squared norm is their number."""
+    values = np.maximum(values, SMALLEST_EIGENVALUE * values.mean())
+    signal = np.maximum(1 - noise_level(values) / values, 0)
+    gain = np.maximum(signal, LEAST_SIGNAL) ** DAMPING / np.sqrt(values)
     return gain * np.sqrt(len(values) / (gain**2 * values).sum())
+
+
+def _like_components(covariance: np.ndarray) -> bool:
+    """Tell whether the columns that vary are as uncorrelated as principal components, and as unequal."""
+    spread = np.sqrt(np.diag(covariance))
+    varying = spread > CONSTANT * spread.max()
+    if varying.sum() < FEWEST_COMPONENTS or spread.max() ** 2 < UNEQUAL * np.median(spread[varying] ** 2):
+        return False
+    correlation = (covariance / np.outer(spread, spread + (spread == 0)))[np.ix_(varying, varying)]
+    off_diagonal = correlation[~np.eye(len(correlation), dtype=bool)]
+    return bool(np.sqrt(np.square(off_diagonal).mean()) < UNCORRELATED)

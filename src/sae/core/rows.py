@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import count
 from typing import Any, TypeAlias
 
@@ -20,7 +21,31 @@ DISK_BLOCKS_SHUFFLED = 128
 def dense_rows(x: Matrix, rows: slice | np.ndarray) -> np.ndarray:
     """Return some rows of `x` (n, d) as a dense array of its dtype."""
     part = x[rows]
+    if hasattr(part, "compute"):
+        part = part.compute()
     return part.toarray() if sparse.issparse(part) else np.asarray(part)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Some columns of a matrix on disk, in any order; HDF5 itself gives them in rising order only."""
+
+    matrix: Matrix
+    positions: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and selected columns."""
+        return self.matrix.shape[0], len(self.positions)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the values."""
+        return self.matrix.dtype
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        """Return some rows as a dense array."""
+        return dense_rows(self.matrix, rows)[:, self.positions]
 
 
 def row_blocks(n: int, size: int) -> Iterator[slice]:

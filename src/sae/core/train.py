@@ -27,11 +27,11 @@ INITIAL_NOISE = 1.0
 MAX_EVALUATED = 2048
 MIN_CALIBRATED, MAX_CALIBRATED = 200, 8192
 WARM_UP, DECAY, PRESSURE = 0.05, 0.2, 0.3
-RESTART_UNTIL = 0.5
+RESTART_UNTIL, RESTART_LENGTH = 0.5, 0.2
 DEAD_AFTER_PASSES = 2
 IMPROVEMENT = 1e-3
 DIVERGED = 10
-"""Times the FVU before the first step."""
+"""Times the loss before the first step."""
 CHECKPOINT_SECONDS = 60.0
 
 
@@ -59,6 +59,8 @@ class Trained:
     autoencoder: Autoencoder
     history: list[Record]
     steps: int
+    unexplained: float
+    """Σ‖y − ŷ‖² / Σ‖y‖² of held-out cells in the training space (of training cells where none are held out)."""
     ended: str
     """`"finished"`, `"early"` (nothing was gained any more) or `"interrupted"`."""
 
@@ -131,7 +133,7 @@ def initial_weights(y: np.ndarray, spread: np.ndarray, settings: Settings) -> Ar
     h, d = settings.n_features, y.shape[1]
     if not settings.paper:
         directions = initial_directions(y, spread, h, rng)
-        encoder = directions * _best_scale(y, directions, settings.k)
+        encoder = directions if settings.k is not None else directions * _best_scale(y, directions)
         return {"W_enc": encoder, "b_enc": np.zeros(h), "W_dec": directions, "b_dec": np.zeros(d)}
 
     def uniform(fan_in: int, *shape: int) -> np.ndarray:
@@ -143,13 +145,9 @@ def initial_weights(y: np.ndarray, spread: np.ndarray, settings: Settings) -> Ar
     return weights
 
 
-def _best_scale(y: np.ndarray, directions: np.ndarray, k: int | None) -> float:
+def _best_scale(y: np.ndarray, directions: np.ndarray) -> float:
     """Return the factor for the encoder with which the start reconstructs cells `y` best: similar features add up."""
-    pre = torch.from_numpy(y @ directions.T).relu()
-    if k is not None:
-        values, indices = pre.topk(k, dim=1)
-        pre = torch.zeros_like(pre).scatter(1, indices, values)
-    y_hat = pre.numpy() @ directions
+    y_hat = np.maximum(y @ directions.T, 0) @ directions
     return float((y * y_hat).sum() / max(np.square(y_hat).sum(), 1e-12))
 
 
@@ -183,9 +181,9 @@ def train(
 ) -> Trained:
     """Train an SAE on rows of a representation.
 
-    The loss is `mean over cells and groups of ‖y − ŷ_g‖² + l1 · mean over cells of Σ a`, both sums over the whole vector, y
-    the scaled representation and ŷ_g its reconstruction from the first g features; rows of the decoder keep unit norm. Adam
-    with betas (0.9, 0.999).
+    The loss is `mean over cells of Σ_g w_g ‖y − ŷ_g‖² + l1 · Σ a`, both sums over the whole vector, y the scaled
+    representation, ŷ_g its reconstruction from the features of the first g groups and w_g that group's weight; rows of the
+    decoder keep unit norm. Adam with betas (0.9, 0.999).
 
     Parameters
     ----------
@@ -214,7 +212,7 @@ def train(
     weights = initial_weights(load(_spread(train_rows, settings.n_features)), scaling.spread, settings)
     with closing(make_backend(weights, settings)) as backend:
         evaluated = [load(_spread(rows, MAX_EVALUATED)) for rows in (train_rows, val_rows)]
-        worst = DIVERGED * max(1.0, _evaluate(backend, evaluated[0], scaling)[0])
+        worst = DIVERGED * _start_loss(backend, evaluated[0], settings)
         pass_steps = -(-len(train_rows) // settings.batch_size)
         idle = DEAD_AFTER_PASSES * pass_steps
         record_every = max(1, settings.steps // N_RECORDS)
@@ -232,16 +230,19 @@ def train(
                 step += 1
                 rate = settings.learning_rate * schedule.factor(step)
                 loss = backend.step(y, step, rate, schedule.pressure(step))
-                if not np.isfinite(loss):
+                if not loss < worst:
                     raise _diverged(f"The loss is {loss}", step, schedule, settings)
-                if not settings.paper and (step + 1) % restart_every == 0 and step < RESTART_UNTIL * schedule.steps:
+                if (
+                    settings.k is None
+                    and not settings.paper
+                    and (step + 1) % restart_every == 0
+                    and step < RESTART_UNTIL * schedule.steps
+                ):
                     _restart_dead(backend, y, step, idle, settings)
                 record = None
                 if (step + 1) % record_every == 0 or step + 1 == schedule.steps:
                     dead = float((step - backend.last_fired >= idle).mean())
                     (fvu, l0), (val_fvu, val_l0) = (_evaluate(backend, part, scaling) for part in evaluated)
-                    if not fvu < worst:
-                        raise _diverged(f"The fraction of variance unexplained is {fvu:.3g}", step, schedule, settings)
                     record = Record(step + 1, rate, loss, fvu, l0, dead, val_fvu, val_l0)
                     history.append(record)
                     if patience is not None and ended == "finished" and _stalled(history, patience):
@@ -261,7 +262,16 @@ def train(
         if architecture.activation == "threshold" and architecture.sparsity == "k":
             rows = val_rows if len(val_rows) >= MIN_CALIBRATED else train_rows
             backend.calibrate(load(_spread(rows, MAX_CALIBRATED)))
-        return Trained(scaling.fold(_export(backend, settings)), history, step + 1, ended)
+        judged = evaluated[-1] if len(val_rows) else evaluated[0]
+        unexplained = float(np.square(backend.evaluate(judged)[0]).sum() / np.square(judged).sum())
+        return Trained(scaling.fold(_export(backend, settings)), history, step + 1, unexplained, ended)
+
+
+def _start_loss(backend: Backend, y: np.ndarray, settings: Settings) -> float:
+    """Return the reconstruction loss on `y` before the first step, or that of no features if it is larger."""
+    residuals, _ = backend.evaluate(y)
+    loss = max(np.square(part, dtype=np.float64).sum(axis=1).mean() for part in (residuals, y))
+    return float(loss / y.shape[1] if settings.paper else loss)
 
 
 def _diverged(found: str, step: int, schedule: Schedule, settings: Settings) -> DivergedError:
@@ -272,10 +282,9 @@ def _diverged(found: str, step: int, schedule: Schedule, settings: Settings) -> 
 
 
 def _restart_dead(backend: Backend, y: np.ndarray, step: int, idle: int, settings: Settings) -> None:
-    """Point features that were idle for so many steps at what cells leave unexplained, the worst cells most often.
+    """Point features that were idle for so many steps at cells that are badly reconstructed, the worst most often.
 
-    Their encoders get the mean length of the others, or a fifth of it where nothing limits how many become active
-    (Bricken et al. 2023).
+    Their encoders get a fifth of the mean length of the others (Bricken et al. 2023).
     """
     dead = np.flatnonzero(step - backend.last_fired >= idle)
     if len(dead) == 0:
@@ -285,9 +294,9 @@ def _restart_dead(backend: Backend, y: np.ndarray, step: int, idle: int, setting
     if not weights.sum() > 0:
         return
     rng = np.random.default_rng([settings.seed, step])
-    chosen = _unit(-residuals[rng.choice(len(y), len(dead), p=weights / weights.sum())])
+    chosen = _unit(y[rng.choice(len(y), len(dead), p=weights / weights.sum())])
     lengths = np.linalg.norm(np.delete(backend.weights()["W_enc"], dead, axis=0), axis=1)
-    length = (1.0 if settings.k is not None else 0.2) * (lengths.mean() if len(lengths) else 1.0)
+    length = RESTART_LENGTH * (lengths.mean() if len(lengths) else 1.0)
     backend.restart(dead, chosen, float(length))
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,10 +26,10 @@ MIN_CELLS = 10
 CELLS_PER_FEATURE = 16
 FEATURES_PER_INPUT = 8
 N_FEATURES_RANGE = (64, 8192)
-K_RANGE = (4, 32)
+K_SHARE, K_RANGE = 0.3, (4, 64)
 DEFAULT_L1 = 1.0
 DEFAULT_L0 = 0.1
-DEFAULT_PREPROCESS: Preprocess = "center"
+LEARNING_RATE, STEPS = 8e-3, 2500
 STEPS_TIMES_RATE = 9
 RECIPES = ("default", "paper")
 PAPER: dict[str, Any] = {"n_features": 10_000, "l1": 1e-3, "learning_rate": 1e-4, "batch_size": 128, "passes": 500}
@@ -40,10 +41,9 @@ def fit(
     *,
     layer: str | None = None,
     mod: str | None = None,
-    architecture: Literal["topk", "batchtopk", "matryoshka", "vanilla", "relu", "jumprelu", "gated"] = "topk",
+    architecture: Literal["topk", "batchtopk", "matryoshka", "vanilla", "relu", "jumprelu", "gated"] = "matryoshka",
     recipe: Literal["default", "paper"] = "default",
     preprocess: Preprocess | None = None,
-    nested: bool | None = None,
     n_features: int | None = None,
     k: int | Literal["auto"] | None = None,
     l1: float | None = None,
@@ -160,8 +160,7 @@ def fit(
 
     seed = int(np.random.default_rng(rng).integers(2**31)) if not isinstance(rng, int | np.integer) else int(rng)
     train_rows, val_rows = _split(n, validation, seed, found.where)
-    preprocess = preprocess or ("none" if recipe == "paper" else DEFAULT_PREPROCESS)
-    scaling = fit_scaling(x, preprocess)
+    scaling = fit_scaling(x, preprocess or ("none" if recipe == "paper" else "auto"))
     if len(scaling.kept) < d:
         logg.warning(f"{d - len(scaling.kept)} of {d} columns of {found.where} are constant; they get zero weight.")
 
@@ -170,7 +169,6 @@ def fit(
         d,
         architecture=architecture,
         paper=recipe == "paper",
-        nested=nested,
         n_effective=scaling.n_effective,
         n_features=n_features,
         k=k,
@@ -185,6 +183,9 @@ def fit(
     )
     start = logg.info(f"training {settings.n_features} features on {found.where} ({n} × {d})")
     cells = fingerprint(held, x)
+    choice: dict[str, Any] = {}
+    if k == "auto":
+        settings, choice = _with_chosen_k(x, scaling, settings, train_rows, val_rows)
     trained = _train_with_bar(
         x,
         scaling,
@@ -194,7 +195,7 @@ def fit(
         val_rows=val_rows,
         patience=early_stopping,
         checkpoint=None if checkpoint is None else Path(checkpoint),
-        identity=f"{cells} {n} {preprocess} {validation}",
+        identity=f"{cells} {n} {scaling.kind} {validation}",
     )
     if trained.ended == "interrupted":
         logg.warning(f"interrupted after {trained.steps} of {settings.steps} steps; what was trained so far is kept.")
@@ -202,16 +203,17 @@ def fit(
     (fvu, l0_found), (val_fvu, val_l0) = _goodness(trained.autoencoder, x, (train_rows, val_rows), scaling.variance)
     params = {
         **_stored_settings(settings),
+        **choice,
         "recipe": recipe,
         "steps": trained.steps,
         "ended": trained.ended,
         "use_rep": None if layer is not None else (use_rep or "X_pca"),
         "layer": layer,
-        "preprocess": preprocess,
+        "preprocess": scaling.kind,
         "validation": float(validation),
         "n_obs": n,
         "n_constant_inputs": d - len(scaling.kept),
-        "input_scale": float(scaling.forward[0]) if preprocess in ("center", "none") else None,
+        "input_scale": float(scaling.forward[0]) if scaling.kind in ("center", "none") else None,
         "variance": scaling.variance,
         "fvu": fvu,
         "l0": l0_found,
@@ -251,7 +253,6 @@ def _settings(
     *,
     architecture: str,
     paper: bool,
-    nested: bool | None,
     n_effective: float,
     n_features: int | None,
     k: int | Literal["auto"] | None,
@@ -271,29 +272,48 @@ def _settings(
     sparsity = ARCHITECTURES[architecture].sparsity
     n_features = n_features or (PAPER["n_features"] if paper else default_n_features(n, d))
     batch_size = min(batch_size or (PAPER["batch_size"] if paper else default_batch_size(n)), n_train)
-    learning_rate = float(learning_rate or (PAPER["learning_rate"] if paper else default_learning_rate(n_features)))
+    learning_rate = float(
+        learning_rate or (PAPER["learning_rate"] if paper else default_learning_rate(sparsity, n_features))
+    )
     one_pass = -(-n_train // batch_size)
     if sparsity == "k":
-        k = k or default_k(d, n_features)
+        k = default_k(d, n_features) if k is None or k == "auto" else k
         if k > n_features:
             raise ValueError(f"k={k} is larger than n_features={n_features}. Choose k up to the number of features.")
-    if nested is None:
-        nested = architecture in ("topk", "matryoshka") and not paper
     return Settings(
         architecture=architecture,
         n_features=n_features,
-        groups=nested_groups(n_features, n_effective) if nested else (n_features,),
+        groups=nested_groups(n_features, n_effective) if architecture == "matryoshka" else (n_features,),
         k=k if sparsity == "k" else None,
         l1=(PAPER["l1"] if paper else DEFAULT_L1) if sparsity == "l1" and l1 is None else l1,
         l0=DEFAULT_L0 if sparsity == "l0" and l0 is None else l0,
         learning_rate=learning_rate,
-        steps=steps
-        or (PAPER["passes"] * one_pass if paper else max(round(STEPS_TIMES_RATE / learning_rate), one_pass)),
+        steps=steps or (PAPER["passes"] * one_pass if paper else max(default_steps(sparsity, learning_rate), one_pass)),
         batch_size=batch_size,
         seed=seed,
         device=choose_device(device),
         paper=paper,
     )
+
+
+def _with_chosen_k(
+    x: Matrix, scaling: Scaling, settings: Settings, train_rows: np.ndarray, val_rows: np.ndarray
+) -> tuple[Settings, dict[str, Any]]:
+    """Choose k from the data, and say how."""
+    from scanpy import logging as logg
+
+    from ..core.choose_k import EXPLAINED, choose_k
+
+    chosen = choose_k(x, scaling, settings, train_rows=train_rows, val_rows=val_rows)
+    rule = f"the smallest k that leaves less than {EXPLAINED:.0%} of held-out cells unexplained"
+    how = rule if chosen.found else f"the default: no k was {rule}"
+    logg.info(f"    k = {chosen.k}, {how}")
+    tried = sorted(chosen.tried)
+    return replace(settings, k=chosen.k), {
+        "k_choice": how,
+        "k_tried": np.array(tried),
+        "k_tried_unexplained": np.array([chosen.tried[k] for k in tried]),
+    }
 
 
 def _stored_settings(settings: Settings) -> dict[str, Any]:
@@ -302,7 +322,6 @@ def _stored_settings(settings: Settings) -> dict[str, Any]:
     return {
         "architecture": settings.architecture,
         "n_features": settings.n_features,
-        "nested": len(settings.groups) > 1,
         sparsity: getattr(settings, sparsity),
         "learning_rate": settings.learning_rate,
         "steps": settings.steps,
@@ -328,18 +347,23 @@ def default_n_features(n: int, d: int) -> int:
 
 
 def default_k(d: int, n_features: int) -> int:
-    """A fifth of the embedding's width, between 4 and 32, at most a sixth of the features and at least 1."""
-    return max(1, min(int(np.clip(d // 5, *K_RANGE)), n_features // 6))
+    """Three tenths of the embedding's width, between 4 and 64, at most a fourth of the features and at least 1."""
+    return max(1, min(int(np.clip(round(K_SHARE * d), *K_RANGE)), n_features // 4))
 
 
-def default_learning_rate(n_features: int) -> float:
-    """Return 2e-4 · √(16384 / h)."""
-    return float(2e-4 * np.sqrt(16384 / n_features))
+def default_learning_rate(sparsity: str, n_features: int) -> float:
+    """Return 8e-3 where k is set, else 2e-4 · √(16384 / h)."""
+    return LEARNING_RATE if sparsity == "k" else float(2e-4 * np.sqrt(16384 / n_features))
+
+
+def default_steps(sparsity: str, learning_rate: float) -> int:
+    """Return 2,500 where k is set, else 9 over the learning rate."""
+    return STEPS if sparsity == "k" else round(STEPS_TIMES_RATE / learning_rate)
 
 
 def default_batch_size(n: int) -> int:
-    """Return 256 below 50,000 cells, 1,024 below a million, else 4,096."""
-    return 256 if n < 50_000 else 1024 if n < 1_000_000 else 4096
+    """Return 256 below 100,000 cells, 1,024 below a million, else 4,096."""
+    return 256 if n < 100_000 else 1024 if n < 1_000_000 else 4096
 
 
 def _check_positive(**settings: float | None) -> None:
