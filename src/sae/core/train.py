@@ -22,7 +22,7 @@ from .preprocess import Scaling
 from .rows import Matrix, read_rows, shuffled_batches
 
 N_RECORDS = 50
-SMALLEST_GROUP, GROUP_PER_INPUT = 8, 1.25
+MORE_THAN_INPUTS = 8
 INITIAL_NOISE = 1.0
 MAX_EVALUATED = 2048
 MIN_CALIBRATED, MAX_CALIBRATED = 200, 8192
@@ -102,14 +102,12 @@ class Schedule:
 
 
 def nested_groups(n_features: int, n_effective: float) -> tuple[int, ...]:
-    """Widths of nested dictionaries: powers of two from a quarter more than the effective inputs on, then `n_features`.
+    """Widths of nested dictionaries: eight more than there are effective inputs, doubled up to `n_features`.
 
-    A narrower one would have to merge programs (arXiv:2505.11756).
+    A narrower first one has to merge programs (arXiv:2505.11756), a wider one lets features of single cell types take
+    programs over.
     """
-    width = SMALLEST_GROUP
-    while width < GROUP_PER_INPUT * n_effective:
-        width *= 2
-    widths = []
+    width, widths = round(n_effective) + MORE_THAN_INPUTS, []
     while width < n_features:
         widths.append(width)
         width *= 2

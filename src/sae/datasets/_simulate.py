@@ -45,9 +45,9 @@ def simulate_programs(
         X''_j &= X'_j M^{type}_{Aj}, \quad A \sim U\{1, \dots, \texttt{n\_types}\} \\
         Y &= X'' M^{gene}
 
-    ε is one number per cell, shared by all its programs. Y has rank p, so X'' is a linear function of Y (R² = 1), and of the
-    first p principal components of Y. The two graphs of a seed do not depend on `n_cells`, and the programs of a seed not on
-    `noise`.
+    ε is one number per cell, shared by all its programs. With more genes than programs Y has rank p, so X'' is a linear
+    function of Y (R² = 1), and of the first p principal components of Y. The two graphs of a seed do not depend on
+    `n_cells`, and the programs of a seed not on `noise`.
 
     Parameters
     ----------

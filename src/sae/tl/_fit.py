@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..core.train import Record, Trained
 
 MIN_CELLS = 10
-CELLS_PER_FEATURE = 16
+CELLS_PER_FEATURE = 24
 FEATURES_PER_INPUT = 8
 N_FEATURES_RANGE = (64, 8192)
 K_SHARE, K_RANGE = 0.3, (4, 64)
