@@ -70,15 +70,15 @@ def probe(x: np.ndarray, inside: np.ndarray, splits: list) -> list[float]:
     return values
 
 
-def table(adata: ad.AnnData, groupby: str, seed: int, *, nested: bool) -> pd.DataFrame:
+def table(adata: ad.AnnData, groupby: str, seed: int, **settings: object) -> pd.DataFrame:
     start = time.perf_counter()
-    sae.tl.fit(adata, rng=seed, nested=nested, progress=False)
+    sae.tl.fit(adata, rng=seed, progress=False, **settings)
     sae.tl.encode(adata, progress=False)
     seconds = time.perf_counter() - start
     sae.tl.enrich(adata, sae.datasets.immune_markers(), progress=False)
     params, features = adata.uns["sae"]["params"], sae.get.features(adata)
     print(
-        f"\nseed {seed}: {adata.n_obs} cells, {params['n_features']} features, k {params['k']}, nested {nested}, "
+        f"\nseed {seed}: {adata.n_obs} cells, {params['n_features']} features, k {params['k']}, {params['architecture']}, {params['preprocess']}, "
         f"FVU {params['fvu']:.3f} (held out {params['val_fvu']:.3f}), dead {features['dead'].mean():.1%}, {seconds:.1f} s"
     )
     labels = adata.obs[groupby].astype(str).to_numpy()
@@ -120,8 +120,9 @@ if __name__ == "__main__":
     parser.add_argument("--h5ad", help="cells with labels; by default the 700 PBMC of sae.datasets.pbmc68k")
     parser.add_argument("--groupby", default="bulk_labels")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--plain", action="store_true", help="train without nested reconstructions, for comparison")
+    parser.add_argument("--architecture", default="matryoshka")
+    parser.add_argument("--preprocess", default=None)
     options = parser.parse_args()
     data = cells(options.h5ad)
     for number in range(options.seeds):
-        table(data, options.groupby, number, nested=not options.plain)
+        table(data, options.groupby, number, architecture=options.architecture, preprocess=options.preprocess)

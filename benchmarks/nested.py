@@ -38,10 +38,9 @@ def correlations(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 if __name__ == "__main__":
     adata, truth = simulate(0)
     print(f"{'training':<10}{'FVU':>8}{'dead':>8}{'mean best r':>14}{'found':>8}")
-    for nested in (True, False):
-        sae.tl.fit(adata, n_features=N_DIRECTIONS, k=N_ACTIVE, nested=nested, progress=False)
+    for name in ("matryoshka", "batchtopk", "topk"):
+        sae.tl.fit(adata, architecture=name, n_features=N_DIRECTIONS, k=N_ACTIVE, progress=False)
         sae.tl.encode(adata, progress=False)
         best = correlations(truth, adata.obsm["sae"].toarray()).max(axis=1)
         fvu, dead = adata.uns["sae"]["params"]["fvu"], sae.get.features(adata)["dead"].mean()
-        name = "nested" if nested else "plain"
         print(f"{name:<10}{fvu:>8.3f}{dead:>8.1%}{best.mean():>14.3f}{(best > 0.9).sum():>8}")

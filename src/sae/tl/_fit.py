@@ -66,17 +66,37 @@ def fit(
     .. math::
         a = \sigma(x W_{enc} + b_{enc}) \in R^h, \qquad \hat{x} = a W_{dec} + b_{dec}
 
-    where σ keeps the `k` largest pre-activations of a cell if they are positive (`"topk"`, Gao et al. 2024,
-    arXiv:2406.04093) or all positive ones (`"vanilla"`, and `"relu"` with a free bias added to x; arXiv:2410.11468).
-    It minimises the mean over cells of ‖x − x̂‖² (+ `l1` · Σ a for the last two) with Adam; decoder rows keep unit norm and
-    start at the directions of random cells (plus noise of the same length), the encoder starts as the decoder's transpose,
-    the learning rate warms up over the first 5 % of the steps and decays over the last 20 %, both linearly. The scaling is
-    folded into the weights at the end, so the stored weights act on the embedding as it stands in `data`.
+    and minimises the mean over cells of ‖x − x̂‖² with Adam. What σ keeps of the pre-activations, and what else is minimised,
+    is the architecture:
+
+    ============== =============================================================== ============ =========================
+    `architecture` σ keeps                                                         made sparse  source
+    ============== =============================================================== ============ =========================
+    `"matryoshka"` as `"batchtopk"`; the first features reconstruct alone, too     `k`          arXiv:2503.17547
+    `"batchtopk"`  the k · n largest of n cells in training; later, those above    `k`          arXiv:2412.06410
+                   one threshold at which held-out cells have k on average
+    `"topk"`       the k largest of each cell                                      `k`          arXiv:2406.04093
+    `"vanilla"`    all positive ones, with the penalty `l1` · Σ a                  `l1`         arXiv:2410.11468
+    `"relu"`       the same; a free bias is added to x                             `l1`         arXiv:2410.11468
+    `"jumprelu"`   those above a learned threshold, with the penalty `l0` · ‖a‖₀   `l0`         arXiv:2407.14435
+    `"gated"`      those whose gate is open, with the penalty on the gate          `l1`         arXiv:2404.16014
+    ============== =============================================================== ============ =========================
+
+    Decoder rows keep unit norm and start at the directions of random cells, with noise of the same length and of the cells'
+    spread; the encoder starts as the decoder's transpose. The learning rate warms up over the first 5 % of the steps and
+    decays over the last 20 %, both linearly. Sparsity grows over the first 30 %: from 3 k to k active features, or from no
+    penalty to all of it. The scaling is folded into the weights at the end, so the stored weights act on the embedding as
+    it stands in `data`.
+
+    On the CPU, k and L1 architectures are trained by compiled code (the first run on a machine compiles it, some 15 s); the
+    others, and all on other devices, by torch. Results are the same for any number of threads, which
+    `OMP_NUM_THREADS` limits.
 
     Parameters
     ----------
     data
-        AnnData, or MuData with `mod`.
+        AnnData, or MuData with `mod`. The embedding may be a memory map, a backed, Zarr or dask matrix: it is read in
+        shuffled blocks of rows, and memory holds the weights, their moments and some blocks.
     use_rep
         Key of `obsm`, or `"X"`. By default `"X_pca"`. A MuData without `mod` needs the key of a joint embedding.
     layer
@@ -84,31 +104,47 @@ def fit(
     mod
         The modality whose embedding to read and in which to store the result.
     architecture
-        `"topk"`, `"vanilla"` or `"relu"`.
+        See above. Nested dictionaries keep a feature for broad programs however wide the dictionary is; the widths are
+        eight more than there are effective inputs (the participation ratio (Σ v)² / Σ v² of the variances v of x), doubled
+        up to h, and count 1, 1/2, 1/4, ...
+    recipe
+        `"paper"` trains as arXiv:2410.11468 did: no scaling, uniform initial weights, free decoder norms, errors averaged
+        over d and the penalty over h, a constant rate; by default h = 10,000, `l1` = 0.001, rate 1e-4, batches of 128,
+        500 passes.
     preprocess
-        `"center"`: subtract the mean, one global scale (mean squared norm d). `"standardize"`: unit variance per column.
-        `"whiten"`: decorrelated columns of unit variance, with a ridge of 0.001 times the mean eigenvalue; needs
-        d ≤ 2,000 and 10 d cells.
-    nested
-        Let the first half of the features reconstruct on its own as well, and the first quarter, down to the first 8 or so
-        (Matryoshka, Bussmann et al. 2025, arXiv:2503.17547): the loss is the mean of these reconstructions' errors. Broad programs, such as major cell types,
-        then keep a feature among the first ones instead of being split over many. By default for `"topk"` only.
+        `"damped"`: principal components x_i, of variances λ_i, become (x_i − mean) / √λ_i · (1 − ν / λ_i)³, which whitens
+        what is signal and shrinks what is noise; ν = λ_d² / λ_{d/2} continues the logarithm of the spectrum by half its
+        length. `"center"`: subtract the mean, one global scale (mean squared norm d). `"standardize"`: unit variance per
+        column. `"whiten"`: decorrelated columns of unit variance, with a ridge of 0.001 times the mean eigenvalue. `"none"`.
+        Damping and whitening need d ≤ 2,000 and 10 d cells. By default `"damped"` for principal components, which
+        are recognised by being uncorrelated, and `"center"` for everything else.
     n_features
-        Width h of the dictionary. By default the largest power of two that leaves 16 cells a feature, at least 64 and
-        at most 8,192 or the power of two from 8 d on: 128 for 2,700 cells, 512 from 10,000 cells on at d = 50.
+        Width h of the dictionary. By default the largest power of two that leaves 24 cells a feature, at least 64 and
+        at most 8,192 or the power of two from 8 d on: 64 for 2,700 cells, 512 from 12,500 cells on at d = 50.
     k
-        Active features per cell for `"topk"`. By default d / 5, between 4 and 32, at most a sixth of `n_features`.
+        Active features per cell. By default 0.3 d, between 4 and 64, at most a quarter of `n_features`. `"auto"`: the smallest
+        k, of 0.1 d to 0.62 d, that leaves less than 1 % of held-out cells unexplained (in the training space, short runs on
+        narrow dictionaries, by bisection), and the default where none does, as on noisy cells. `params` then holds what was
+        tried, and how it was chosen.
     l1
-        Weight of the L1 penalty for `"vanilla"` and `"relu"`, in the convention of sums over d and over h. By default 1.
+        Weight of the L1 penalty, in the convention of sums over d and over h. By default 1.
+    l0
+        Weight of the L0 penalty of `"jumprelu"`. By default 0.1.
     learning_rate
-        Peak rate. By default 2e-4 · √(16384 / h).
+        Peak rate. By default 0.008 where k is set, else 2e-4 · √(16384 / h).
     steps
-        Gradient steps. By default 9 / `learning_rate`, or one pass over the cells if that is more.
+        Gradient steps. By default 2,500 where k is set, else 9 / `learning_rate`; or one pass over the cells if that is more.
     batch_size
-        Cells per step. By default 256 below 50,000 cells, 1,024 below a million, else 4,096; never more than the
+        Cells per step. By default 256 below 100,000 cells, 1,024 below a million, else 4,096; never more than the
         training cells.
     validation
         Share of the cells held out to report on, 0 for none.
+    early_stopping
+        Begin the final decay of the learning rate when the held-out FVU has not fallen by 0.1 % over so many of the 50
+        records of the history.
+    checkpoint
+        A file to keep the state of training in, about once a minute and when interrupted. Where it exists, training goes
+        on from it, to the same result as without a break.
     rng
         Seed or generator. The integer that was drawn is kept in `params["seed"]`; the same one gives the same weights on
         the same machine.
@@ -122,16 +158,18 @@ def fit(
     Returns
     -------
     Nothing. Writes `uns[key_added]` with `params`, `weights` (`W_enc` (d, h), `b_enc` (h,), `W_dec` (h, d), `b_dec`
-    (d,), float32; `input_names` if the columns have names) and `history` (a row per record: loss, FVU, L0 and dead
-    fraction in training, FVU and L0 on the held-out cells; FVU is the fraction of variance unexplained, Σ‖x − x̂‖² /
-    Σ‖x − mean‖², in the raw embedding). Results of an earlier SAE under the same key are removed.
+    (d,), float32; `threshold` (h,) where σ has one; `input_names` if the columns have names) and `history` (a row per record:
+    loss, FVU, L0 and dead fraction in training, FVU and L0 on the held-out cells; FVU is the fraction of variance
+    unexplained, Σ‖x − x̂‖² / Σ‖x − mean‖², in the raw embedding). Results of an earlier SAE under the same key are removed.
+    When interrupted (Ctrl-C), what was trained so far is kept, and `params["ended"]` says so.
 
     Raises
     ------
     KeyError
         The embedding or layer is not there.
     ValueError
-        NaN or infinite values, fewer than 10 cells, a setting out of range or that the architecture does not use.
+        NaN or infinite values, fewer than 10 cells, a setting out of range or that the architecture does not use, a
+        checkpoint of other settings or data.
     FloatingPointError
         Training diverged.
 
