@@ -7,6 +7,7 @@ from typing import Protocol, TypeAlias
 
 import numpy as np
 
+from .architectures import Architecture
 from .kernels import BETA_1, BETA_2, EPSILON
 
 FIRST_K_TIMES = 3
@@ -82,6 +83,11 @@ class Backend(Protocol):
     def close(self) -> None:
         """Release threads and memory."""
         ...
+
+
+def has_pre_bias(architecture: Architecture, settings: Settings) -> bool:
+    """Tell whether a free bias is added to the input: the paper's TopK has one too."""
+    return architecture.pre_bias or (settings.paper and architecture.name == "topk")
 
 
 def step_rate(number: int, rate: float) -> tuple[np.float32, np.float32]:

@@ -11,7 +11,7 @@ import torch
 
 from . import kernels
 from .architectures import Architecture
-from .backend import FIRST_K_TIMES, Arrays, Settings, active_features, group_weights, step_rate
+from .backend import FIRST_K_TIMES, Arrays, Settings, active_features, group_weights, has_pre_bias, step_rate
 from .workers import Workers, available_threads
 
 BLOCK_ROWS = 128
@@ -29,6 +29,7 @@ class NumbaBackend:
     def __init__(self, arrays: Arrays, architecture: Architecture, settings: Settings):
         h, d = arrays["W_enc"].shape
         self.settings, self.architecture = settings, architecture
+        self._pre_bias = has_pre_bias(architecture, settings)
         self.arrays = {name: np.array(value, dtype=np.float32) for name, value in arrays.items()}
         self.arrays.setdefault("b_pre", np.zeros(d, np.float32))
         for name in list(self.arrays):
@@ -179,7 +180,7 @@ class NumbaBackend:
 
     def _update_biases(self, of_decoder: np.ndarray, of_pre: np.ndarray, rate: np.float32, epsilon: np.float32) -> None:
         kernels.update_bias(*_first(self._with_moments("b_dec"), of_decoder.astype(np.float32)), rate, epsilon)
-        if self.architecture.pre_bias:
+        if self._pre_bias:
             kernels.update_bias(*_first(self._with_moments("b_pre"), of_pre.astype(np.float32)), rate, epsilon)
 
     def _blocks(self, n: int) -> list[tuple[int, slice]]:
@@ -191,7 +192,7 @@ class NumbaBackend:
         self._scratch = self._narrow if narrow else self._wide
         self._encoder = self._W_enc.to(torch.bfloat16) if narrow else self._W_enc
         bias = self.arrays["b_enc"]
-        if self.architecture.pre_bias:
+        if self._pre_bias:
             with np.errstate(over="ignore", invalid="ignore"):
                 bias = bias + self.arrays["W_enc"] @ self.arrays["b_pre"]
         self._bias = torch.from_numpy(bias)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from .architectures import Architecture
-from .backend import Arrays, Settings, active_features, group_weights
+from .backend import Arrays, Settings, active_features, group_weights, has_pre_bias
 
 INITIAL_THRESHOLD = 0.1
 BANDWIDTH = 0.2
@@ -24,7 +24,7 @@ class TorchBackend:
         self.settings, self.architecture = settings, architecture
         self.device = torch.device(settings.device)
         start = dict(arrays)
-        if architecture.pre_bias:
+        if has_pre_bias(architecture, settings):
             start.setdefault("b_pre", np.zeros(d))
         if architecture.name == "jumprelu":
             start.setdefault("log_threshold", np.full(h, np.log(INITIAL_THRESHOLD)))
