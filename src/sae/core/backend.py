@@ -45,8 +45,12 @@ class Settings:
 class Backend(Protocol):
     """An SAE in training: weights (`W_enc` and `W_dec` both (h, d)), moments of Adam, and one step of it."""
 
-    last_fired: np.ndarray
     threshold: float
+
+    @property
+    def last_fired(self) -> np.ndarray:
+        """(h,) the last step in which each feature was active."""
+        ...
 
     def step(self, y: np.ndarray, number: int, rate: float, pressure: float = 1.0) -> float:
         """Take step `number` (from 0) on the rows `y` (n, d) and return the loss before it.

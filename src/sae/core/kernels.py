@@ -11,6 +11,8 @@ on these integers, which lets the compiler use vector instructions.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import float32, int32, njit
 
@@ -18,9 +20,9 @@ BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 SUMMED_FEATURES = 64
 """So many features in turn share one sum of the pre-bias's gradient: it must not depend on the number of threads."""
 
-_fast = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "arcp"})
+_fast: Any = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "arcp"})
 # One multiply-add per statement and no reordering: every row of `products` takes the same steps wherever it stands.
-_exact = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
+_exact: Any = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
 
 
 @_fast
@@ -429,7 +431,7 @@ def rectify(pre, counts):
     total = 0.0
     for r in range(pre.shape[0]):
         row = pre[r]
-        part = float32(0)
+        part: Any = float32(0)
         for j in range(row.size):
             value = max(row[j], float32(0))
             row[j] = value

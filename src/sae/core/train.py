@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -362,14 +363,13 @@ def _save(
 ) -> None:
     """Write a checkpoint; a crash while writing leaves the one before."""
     partial = path.with_name(path.name + ".partial")
+    arrays: dict[str, Any] = {f"state.{name}": value for name, value in backend.state().items()}
+    arrays["signature"] = np.array(_signature(settings, identity))
+    arrays["progress"] = np.array([done, schedule.steps, schedule.decay])
+    records = np.array([list(vars(record).values()) for record in history])
+    arrays["history"] = records.reshape(-1, len(HISTORY_COLUMNS))
     with partial.open("wb") as file:
-        np.savez(
-            file,
-            signature=np.array(_signature(settings, identity)),
-            progress=np.array([done, schedule.steps, schedule.decay]),
-            history=np.array([list(vars(record).values()) for record in history]).reshape(-1, len(HISTORY_COLUMNS)),
-            **{f"state.{name}": value for name, value in backend.state().items()},
-        )
+        np.savez(file, **arrays)
     os.replace(partial, path)
 
 

@@ -9,7 +9,7 @@ from .. import _schema
 from .._data import Data, Holder, columns_in_order, fingerprint, holder, is_mudata, representation
 from .._progress import progress_bar
 
-BAD_FIT = 2.0
+BAD_FIT, WORSE_FIT = 2.0, 0.01
 JUDGED_CELLS = 20
 
 
@@ -101,7 +101,7 @@ def encode(
     activations = encoded.activations
     fvu = float(np.mean(encoded.squared_error) / params["variance"]) if x.shape[0] else float("nan")
     trained_fvu = params["val_fvu"] if np.isfinite(params["val_fvu"]) else params["fvu"]
-    if x.shape[0] >= JUDGED_CELLS and fvu > BAD_FIT * trained_fvu:
+    if x.shape[0] >= JUDGED_CELLS and fvu > max(BAD_FIT * trained_fvu, trained_fvu + WORSE_FIT):
         warnings.warn(
             f"The SAE {key!r} leaves {fvu:.3f} of the variance of {found.where} unexplained, against {trained_fvu:.3f} "
             "of held-out cells in training. Is it the same embedding that the SAE was trained on (the same model, "

@@ -315,14 +315,14 @@ def _settings(
     )
     one_pass = -(-n_train // batch_size)
     if sparsity == "k":
-        k = default_k(d, n_features) if k is None or k == "auto" else k
+        k = k if isinstance(k, int | np.integer) else default_k(d, n_features)
         if k > n_features:
             raise ValueError(f"k={k} is larger than n_features={n_features}. Choose k up to the number of features.")
     return Settings(
         architecture=architecture,
         n_features=n_features,
         groups=nested_groups(n_features, n_effective) if architecture == "matryoshka" else (n_features,),
-        k=k if sparsity == "k" else None,
+        k=int(k) if sparsity == "k" and k is not None else None,
         l1=(PAPER["l1"] if paper else DEFAULT_L1) if sparsity == "l1" and l1 is None else l1,
         l0=DEFAULT_L0 if sparsity == "l0" and l0 is None else l0,
         learning_rate=learning_rate,
