@@ -20,7 +20,7 @@ SETS = {"early": [f"g{i}" for i in range(8)], "late": [f"g{i}" for i in range(12
 @dataclass(frozen=True)
 class Case:
     call: Callable[[Any], object]
-    error: type[Exception]
+    error: type[Exception] | tuple[type[Exception], ...]
     message: str
     prepare: Callable[[Any], object] | None = None
     """Changes the object (or returns another) before the call."""
@@ -182,11 +182,39 @@ CASES = {
     "fit: k of vanilla": Case(
         fit(architecture="vanilla", k=4), ValueError, r"'vanilla' is made sparse by l1=, not by k="
     ),
-    "fit: l1 of topk": Case(fit(l1=0.1), ValueError, r"'topk' is made sparse by k=, not by l1="),
-    "fit: unknown architecture": Case(
-        fit(architecture="gated"), ValueError, r"'gated' is not one of 'topk', 'vanilla'"
+    "fit: l1 of topk": Case(fit(architecture="topk", l1=0.1), ValueError, r"'topk' is made sparse by k=, not by l1="),
+    "fit: l0 of topk": Case(fit(architecture="topk", l0=0.1), ValueError, r"'topk' is made sparse by k=, not by l0="),
+    "fit: l0 of vanilla": Case(
+        fit(architecture="vanilla", l0=0.1), ValueError, r"'vanilla' is made sparse by l1=, not by l0="
     ),
-    "fit: unknown preprocess": Case(fit(preprocess="zscore"), ValueError, r"'zscore' is not one of 'center'"),
+    "fit: l1 of batchtopk": Case(
+        fit(architecture="batchtopk", l1=1), ValueError, r"'batchtopk' is made sparse by k=, not by l1="
+    ),
+    "fit: l1 of matryoshka with k": Case(
+        fit(architecture="matryoshka", k=2, l1=1), ValueError, r"'matryoshka' is made sparse by k=, not by l1="
+    ),
+    "fit: k of relu": Case(fit(architecture="relu", k=4), ValueError, r"'relu' is made sparse by l1=, not by k="),
+    "fit: k of gated": Case(fit(architecture="gated", k=4), ValueError, r"'gated' is made sparse by l1=, not by k="),
+    "fit: l1 of jumprelu": Case(
+        fit(architecture="jumprelu", l1=1), ValueError, r"'jumprelu' is made sparse by l0=, not by l1="
+    ),
+    "fit: l0 < 0": Case(fit(architecture="jumprelu", l0=-1), ValueError, r"l0=-1 is negative"),
+    "fit: k is a word": Case(fit(k="many"), (TypeError, ValueError), r"k='many'"),
+    "fit: unknown architecture": Case(
+        fit(architecture="sparse"), ValueError, r"'sparse' is not one of 'topk', 'batchtopk', 'matryoshka', 'vanilla'"
+    ),
+    "fit: unknown recipe": Case(fit(recipe="book"), ValueError, r"recipe='book' is not one of 'default', 'paper'"),
+    "fit: paper with batchtopk": Case(
+        fit(recipe="paper", architecture="batchtopk"),
+        ValueError,
+        r"recipe='paper' trains 'vanilla', 'relu' or 'topk', not architecture='batchtopk'",
+    ),
+    "fit: paper with jumprelu": Case(
+        fit(recipe="paper", architecture="jumprelu"), ValueError, r"not architecture='jumprelu'"
+    ),
+    "fit: early_stopping = 0": Case(fit(early_stopping=0), ValueError, r"early_stopping=0 is below 1"),
+    "fit: early_stopping is no integer": Case(fit(early_stopping=2.5), TypeError, r"early_stopping=2\.5 is a float"),
+    "fit: unknown preprocess": Case(fit(preprocess="zscore"), ValueError, r"'zscore' is not one of .*'center'"),
     "fit: whiten with few cells": Case(
         fit(preprocess="whiten"),
         ValueError,
@@ -435,19 +463,16 @@ def test_neither_anndata_nor_mudata(call):
 
 @pytest.mark.parametrize("layout", ["dense", "csr"])
 def test_backed(make_adata, tmp_path, layout):
-    """Values on disk are refused, embeddings are in memory either way."""
+    """Embeddings are read by rows wherever they are, expression is not."""
     import anndata as ad
 
     make_adata(layout=layout).write_h5ad(tmp_path / "cells.h5ad")
     adata = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
-    with pytest.raises(NotImplementedError, match=r"adata\.X is a .*not supported yet.*adata\.to_memory\(\)"):
-        sae.tl.fit(adata, "X", steps=1)
-    assert "sae" not in adata.uns
-    sae.tl.fit(adata, steps=5)
+    sae.tl.fit(adata, "X", steps=5)
     sae.tl.encode(adata)
     sae.tl.score_labels(adata, "group")
     for call in (rank_genes(), enrich()):
-        with pytest.raises(NotImplementedError, match=r"adata\.to_memory\(\)"):
+        with pytest.raises(NotImplementedError, match=r"adata\.X is a .*not supported yet.*adata\.to_memory\(\)"):
             call(adata)
     assert set(adata.uns["sae"]) & {"genes", "enrichment"} == set()
     adata.file.close()
@@ -457,9 +482,12 @@ def test_dask(make_adata):
     da = pytest.importorskip("dask.array")
     adata = make_adata()
     adata.X = da.from_array(adata.X, chunks=(20, 20))
-    with pytest.raises(NotImplementedError, match=r"adata\.X is a dask array, .*\.compute\(\)"):
-        sae.tl.fit(adata, "X", steps=1)
-    assert "sae" not in adata.uns
+    sae.tl.fit(adata, "X", steps=5)
+    sae.tl.encode(adata)
+    for call in (rank_genes(), enrich()):
+        with pytest.raises(NotImplementedError, match=r"adata\.X is a dask array, .*\.compute\(\)"):
+            call(adata)
+    assert set(adata.uns["sae"]) & {"genes", "enrichment"} == set()
 
 
 def test_gmt_that_is_none(make_adata, tmp_path):

@@ -64,7 +64,7 @@ def test_the_api_is_what_is_promised():
     verbs = {"fit", "encode", "rank_genes", "enrich", "score_labels"}
     assert verbs <= set(sae.tl.__all__)
     assert {"activations", "features", "model", "decoder", "genes", "enrichment", "labels"} <= set(sae.get.__all__)
-    assert {"immune_markers", "pbmc68k"} <= set(sae.datasets.__all__)
+    assert {"immune_markers", "pbmc68k", "simulate_programs", "simulate_small"} <= set(sae.datasets.__all__)
     for module in (sae, sae.tl, sae.pl, sae.get, sae.datasets):
         assert module.__all__ == sorted(module.__all__)
 

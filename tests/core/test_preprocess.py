@@ -25,7 +25,9 @@ def trained(m, h=13, *, activation="relu", k=None, seed=1):
     """An SAE of a training space with m columns."""
     rng = np.random.default_rng(seed)
     shapes = {"W_enc": (m, h), "b_enc": h, "W_dec": (h, m), "b_dec": m}
-    return Autoencoder(**{name: rng.normal(size=shape) for name, shape in shapes.items()}, activation=activation, k=k)
+    drawn = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    threshold = rng.random(h) if activation == "threshold" else None
+    return Autoencoder(**drawn, activation=activation, k=k, threshold=threshold)
 
 
 def test_center_has_one_factor_and_a_mean_squared_norm_of_the_number_of_varying_columns():
@@ -57,12 +59,84 @@ def test_whiten_gives_the_identity_covariance_up_to_the_ridge():
     assert shrunken.max() > 0.99
 
 
+def components(n=800, d=20, *, steepness=0.8, seed=0):
+    """Principal components (n, d) of falling variance, as uncorrelated as on the cells they were computed on."""
+    drawn = np.random.default_rng(seed).normal(size=(n, d))
+    u, _, _ = np.linalg.svd(drawn - drawn.mean(axis=0), full_matrices=False)
+    return u * np.sqrt(n) * steepness ** np.arange(d)
+
+
+def test_damped_divides_components_by_their_spread_and_damps_those_that_are_mostly_noise():
+    x = components()
+    scaling = fit_scaling(x @ np.linalg.qr(np.random.default_rng(1).normal(size=(20, 20)))[0] + 3, "damped")
+    values = np.sort(x.var(axis=0))
+    # The spectrum falls by the same factor from one component to the next, half of its length further down too.
+    noise = values[0] * 0.8**20
+    gain = np.maximum(1 - noise / values, 0.1) ** 3 / np.sqrt(values)
+    expected = gain * np.sqrt(20 / (gain**2 * values).sum())
+    np.testing.assert_allclose(scaling.spread, expected * np.sqrt(values), rtol=1e-6)
+    y = scaling.transform(x @ np.linalg.qr(np.random.default_rng(1).normal(size=(20, 20)))[0] + 3)
+    np.testing.assert_allclose(np.cov(y, rowvar=False, bias=True), np.diag(scaling.spread**2), atol=1e-4)
+    assert np.square(y).sum(axis=1).mean() == pytest.approx(20, rel=1e-4)
+
+
+AUTO = {
+    "components": (components(), "damped"),
+    "components with a constant column": (np.insert(components(), 3, 2.0, axis=1), "damped"),
+    "components of equal variance": (components(steepness=1.0), "center"),
+    "few components": (components(d=10), "center"),
+    "few cells": (components(n=150), "center"),
+    "correlated columns": (components() @ np.random.default_rng(1).normal(size=(20, 20)), "center"),
+    "genes": (np.random.default_rng(2).poisson(1, size=(300, 40)), "center"),
+}
+
+
+@pytest.mark.parametrize(("x", "kind"), AUTO.values(), ids=AUTO)
+def test_auto_damps_principal_components_and_centres_everything_else(x, kind):
+    found, expected = fit_scaling(x, "auto"), fit_scaling(x, kind)
+    assert found.kind == kind
+    np.testing.assert_allclose(found.forward, expected.forward)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in PREPROCESS if kind != "auto"])
+def test_kind_is_kept(kind):
+    assert fit_scaling(cells(), kind).kind == kind
+
+
+def test_none_leaves_the_varying_columns_as_they_are():
+    x = cells()
+    scaling = fit_scaling(x, "none")
+    np.testing.assert_array_equal(scaling.transform(x), x[:, VARYING])
+    np.testing.assert_array_equal(scaling.kept, VARYING)
+    np.testing.assert_array_equal(scaling.mean[VARYING], 0)
+    np.testing.assert_array_equal(scaling.forward, 1)
+    np.testing.assert_array_equal(scaling.backward, 1)
+    np.testing.assert_allclose(scaling.variance, np.square(x - x.mean(axis=0)).sum(axis=1).mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", PREPROCESS)
+def test_spread_is_that_of_the_training_space(kind):
+    x = cells()
+    scaling = fit_scaling(x, kind)
+    y = scaling.transform(x).astype(np.float64)
+    np.testing.assert_allclose(scaling.spread, y.std(axis=0), rtol=1e-4)
+    eigenvalues = y.var(axis=0)
+    assert scaling.n_effective == pytest.approx(eigenvalues.sum() ** 2 / np.square(eigenvalues).sum(), rel=1e-3)
+
+
+@pytest.mark.parametrize(("sd", "n_effective"), [([1, 1, 1, 1], 4), ([1, 1e-3, 1e-3, 1e-3], 1), ([1, 1, 0.5], 27 / 11)])
+def test_effective_inputs_are_as_many_as_carry_most_of_the_variance(sd, n_effective):
+    # Plus and minus one in each column, at right angles to the others.
+    x = np.array([[(-1) ** (row >> column & 1) for column in range(len(sd))] for row in range(16)]) * sd
+    assert fit_scaling(x, "none").n_effective == pytest.approx(n_effective, rel=0.05)
+
+
 @pytest.mark.parametrize("kind", PREPROCESS)
 def test_backward_undoes_forward(kind):
     x = cells()
     scaling = fit_scaling(x, kind)
     y = scaling.transform(x).astype(np.float64)
-    back = (y * scaling.backward if scaling.backward.ndim == 1 else y @ scaling.backward) + x.mean(axis=0)[VARYING]
+    back = (y * scaling.backward if scaling.backward.ndim == 1 else y @ scaling.backward) + scaling.mean[VARYING]
     np.testing.assert_allclose(back, x[:, VARYING], rtol=1e-4, atol=1e-3)
 
 
@@ -71,7 +145,9 @@ def test_mean_and_variance_are_those_of_numpy(kind):
     x = cells().astype(np.float64)
     scaling = fit_scaling(x, kind)
     np.testing.assert_array_equal(scaling.kept, VARYING)
-    np.testing.assert_allclose(scaling.mean, x.mean(axis=0), rtol=1e-12, atol=1e-12)
+    # Constant columns are filled in with their value also where nothing is subtracted.
+    mean = np.where(np.isin(np.arange(D), VARYING), 0, x[0]) if kind == "none" else x.mean(axis=0)
+    np.testing.assert_allclose(scaling.mean, mean, rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(scaling.variance, np.square(x - x.mean(axis=0)).sum(axis=1).mean(), rtol=1e-12)
 
 
@@ -90,12 +166,17 @@ def test_csr_and_blocks_of_rows_give_the_same_scaling(kind):
 @pytest.mark.parametrize("dtype", [np.int32, np.uint8, bool])
 def test_whole_numbers_are_scaled_like_floats(dtype):
     x = np.random.default_rng(0).integers(0, 2 if dtype is bool else 200, size=(120, 4)).astype(dtype)
-    for name, value in vars(fit_scaling(x.astype(np.float64), "standardize")).items():
-        np.testing.assert_allclose(getattr(fit_scaling(x, "standardize"), name), value, rtol=1e-12, err_msg=name)
+    found, expected = vars(fit_scaling(x, "standardize")), vars(fit_scaling(x.astype(np.float64), "standardize"))
+    assert found.pop("kind") == expected.pop("kind")
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-12, err_msg=name)
+
+
+SETTINGS = {"relu": {}, "topk": {"activation": "topk", "k": 3}, "threshold": {"activation": "threshold"}}
 
 
 @pytest.mark.parametrize("constants", [{}, CONSTANTS], ids=["all vary", "two constant"])
-@pytest.mark.parametrize("settings", [{}, {"activation": "topk", "k": 3}], ids=["relu", "topk"])
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("kind", PREPROCESS)
 def test_folded_sae_on_raw_cells_is_the_trained_one_on_scaled_cells(kind, settings, constants):
     x = cells(constants=constants)
@@ -103,6 +184,8 @@ def test_folded_sae_on_raw_cells_is_the_trained_one_on_scaled_cells(kind, settin
     sae = trained(D - len(constants), **settings)
     folded = scaling.fold(sae)
     assert (folded.activation, folded.k) == (sae.activation, sae.k)
+    if sae.threshold is not None:
+        np.testing.assert_allclose(folded.threshold, sae.threshold, rtol=1e-6)
     expected, found = sae.encode(scaling.transform(x)).activations, folded.encode(x).activations
     assert expected.nnz > len(x)
     np.testing.assert_allclose(found.toarray(), expected.toarray(), rtol=1e-3, atol=1e-3)

@@ -3,15 +3,22 @@ from __future__ import annotations
 import time
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import zarr
 from scipy import sparse
 
 import sae
+from sae.core.architectures import ARCHITECTURES
+from sae.core.preprocess import fit_scaling
+from sae.core.train import nested_groups
 
 WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
+CALIBRATED = ("batchtopk", "matryoshka")
+each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 HISTORY = ["step", "learning_rate", "loss", "fvu", "l0", "dead_fraction", "val_fvu", "val_l0"]
 
 
@@ -20,16 +27,19 @@ def weights(adata, key="sae"):
 
 
 def assert_same_weights(a, b):
-    for name, left, right in zip(WEIGHTS, weights(a), weights(b), strict=True):
-        assert left.tobytes() == right.tobytes(), name
+    left, right = (adata.uns["sae"]["weights"] for adata in (a, b))
+    assert ("threshold" in left) is ("threshold" in right)
+    for name in (*WEIGHTS, *(["threshold"] if "threshold" in left else [])):
+        assert left[name].tobytes() == right[name].tobytes(), name
 
 
 def fvu_and_l0(x, stored):
     """Both from the formula, in float64, with the stored weights alone."""
     W_enc, b_enc, W_dec, b_dec = (stored["weights"][name].astype(np.float64) for name in WEIGHTS)
     x = np.asarray(x, dtype=np.float64)
-    a = np.maximum(x @ W_enc + b_enc, 0)
-    if "k" in stored["params"]:
+    a = x @ W_enc + b_enc
+    a[a <= stored["weights"].get("threshold", 0)] = 0
+    if stored["params"]["architecture"] == "topk":
         a[a < -np.sort(-a, axis=1)[:, [stored["params"]["k"] - 1]]] = 0
     residual = x - (a @ W_dec + b_dec)
     return np.square(residual).sum() / np.square(x - x.mean(axis=0)).sum(), (a > 0).sum(axis=1).mean()
@@ -38,7 +48,7 @@ def fvu_and_l0(x, stored):
 def test_writes_what_it_says(make_adata, compare):
     adata = make_adata(d=6)
     before = compare.state(adata)
-    assert sae.tl.fit(adata, n_features=16, steps=20) is None
+    assert sae.tl.fit(adata, architecture="topk", n_features=16, steps=20) is None
     stored = adata.uns.pop("sae")
     compare.assert_same(before, compare.state(adata))
     assert set(stored) == {"schema_version", "params", "weights", "history"}
@@ -53,7 +63,7 @@ def test_writes_what_it_says(make_adata, compare):
     assert list(stored["history"]) == HISTORY
     assert stored["history"]["step"].iloc[-1] == 20
     assert stored["history"]["step"].is_monotonic_increasing
-    expected = {"architecture": "topk", "n_features": 16, "k": 2, "use_rep": "X_pca", "layer": None, "steps": 20}
+    expected = {"architecture": "topk", "n_features": 16, "k": 4, "use_rep": "X_pca", "layer": None, "steps": 20}
     assert {name: stored["params"][name] for name in expected} == expected
     assert "l1" not in stored["params"]
     assert {type(value) for value in stored["params"].values()} <= {str, int, float, bool, type(None)}
@@ -70,12 +80,12 @@ def test_key_added_leaves_other_saes_alone(fitted, compare):
 @pytest.mark.parametrize(
     ("n", "d", "n_features", "k", "batch_size"),
     [
-        pytest.param(40, 50, 64, 10, 36, id="few cells"),
-        pytest.param(2_700, 50, 128, 10, 256, id="pbmc3k"),
-        pytest.param(10_000, 50, 512, 10, 256, id="10,000"),
-        pytest.param(50_000, 50, 512, 10, 1_024, id="50,000"),
-        pytest.param(50_000, 10, 128, 4, 1_024, id="narrow"),
-        pytest.param(1_100, 300, 64, 10, 256, id="a sixth of the features"),
+        pytest.param(40, 50, 64, 15, 36, id="few cells"),
+        pytest.param(2_700, 50, 64, 15, 256, id="pbmc3k"),
+        pytest.param(10_000, 50, 256, 15, 256, id="10,000"),
+        pytest.param(30_000, 50, 512, 15, 256, id="30,000"),
+        pytest.param(100_000, 10, 128, 4, 1_024, id="many, narrow"),
+        pytest.param(1_100, 300, 64, 16, 256, id="a fourth of the features"),
     ],
 )
 def test_defaults_follow_the_data(n, d, n_features, k, batch_size):
@@ -83,23 +93,57 @@ def test_defaults_follow_the_data(n, d, n_features, k, batch_size):
     sae.tl.fit(adata, steps=1)
     params = adata.uns["sae"]["params"]
     assert (params["n_features"], params["k"], params["batch_size"]) == (n_features, k, batch_size)
+    assert params["learning_rate"] == 8e-3
+    sae.tl.fit(adata, architecture="vanilla", steps=1)
+    params = adata.uns["sae"]["params"]
     assert params["learning_rate"] == pytest.approx(2e-4 * (16384 / n_features) ** 0.5)
 
 
 def test_default_steps(make_adata):
     adata = make_adata()
-    sae.tl.fit(adata, learning_rate=0.5)
-    assert adata.uns["sae"]["params"]["steps"] == 18
-    sae.tl.fit(adata, learning_rate=0.5, batch_size=2)
-    assert adata.uns["sae"]["params"]["steps"] == 36, "one pass over 72 training cells"
-    sae.tl.fit(adata, architecture="vanilla", steps=1)
-    assert adata.uns["sae"]["params"]["l1"] == 1
+    sae.tl.fit(adata)
+    assert adata.uns["sae"]["params"]["steps"] == 2500
+    adata = make_adata(n=1000)
+    sae.tl.fit(adata, architecture="vanilla", learning_rate=0.1)
+    assert adata.uns["sae"]["params"]["steps"] == 90
+    sae.tl.fit(adata, architecture="vanilla", learning_rate=0.1, batch_size=9)
+    assert adata.uns["sae"]["params"]["steps"] == 100, "one pass over 900 training cells"
 
 
-@pytest.mark.parametrize("architecture", ["topk", "vanilla", "relu"])
-@pytest.mark.parametrize(
-    ("preprocess", "validation"), [("center", 0.1), ("standardize", 0.1), ("whiten", 0.1), ("center", 0)]
-)
+SPARSITY = {name: architecture.sparsity for name, architecture in ARCHITECTURES.items()}
+
+
+@each_architecture
+def test_default_sparsity(make_adata, architecture):
+    adata = make_adata()
+    sae.tl.fit(adata, architecture=architecture, steps=1)
+    params = adata.uns["sae"]["params"]
+    assert params["architecture"] == architecture
+    assert params["recipe"] == "default"
+    assert {"k", "l1"} & params.keys() == {SPARSITY[architecture]} - {"l0"}
+    if SPARSITY[architecture] == "k":
+        assert params["k"] == 4
+    elif SPARSITY[architecture] == "l1":
+        assert params["l1"] == 1
+
+
+@each_architecture
+def test_sparsity_that_was_asked_for_is_kept(make_adata, architecture):
+    """Beside the L0 that was found."""
+    adata = make_adata()
+    asked = 3 if SPARSITY[architecture] == "k" else 0.0625
+    sae.tl.fit(adata, architecture=architecture, steps=1, **{SPARSITY[architecture]: asked})
+    params = adata.uns["sae"]["params"]
+    assert asked in [value for name, value in params.items() if "fvu" not in name]
+    fvu, l0 = fvu_and_l0(adata.obsm["X_pca"], adata.uns["sae"])
+    assert 0.9 * params["l0"] + 0.1 * params["val_l0"] == pytest.approx(l0, rel=1e-3)
+
+
+ONE_SEED = [(name, "center", 0.1) for name in ARCHITECTURES]
+ONE_SEED += [("topk", preprocess, 0.1) for preprocess in ("standardize", "whiten", "none")] + [("topk", "center", 0)]
+
+
+@pytest.mark.parametrize(("architecture", "preprocess", "validation"), ONE_SEED)
 def test_one_seed_one_result(make_adata, architecture, preprocess, validation):
     a, b, c = (make_adata() for _ in range(3))
     for adata, seed in ((a, 3), (b, 3), (c, 4)):
@@ -137,10 +181,14 @@ def test_global_generators_are_left_alone(make_adata):
     assert torch.equal(torch.get_rng_state(), before[1])
 
 
-@pytest.mark.parametrize("architecture", ["topk", "vanilla", "relu"])
-@pytest.mark.parametrize("preprocess", ["center", "standardize", "whiten"])
+MEASURED = [(name, "center") for name in ARCHITECTURES]
+MEASURED += [(name, preprocess) for name in ("topk", "vanilla") for preprocess in ("standardize", "whiten", "none")]
+
+
+@pytest.mark.parametrize(("architecture", "preprocess"), MEASURED)
 def test_metrics_are_of_the_stored_weights_on_the_raw_embedding(pbmc, architecture, preprocess):
-    sparsity = {"k": 5} if architecture == "topk" else {"l1": 0.5}
+    kind = SPARSITY[architecture]
+    sparsity = {kind: {"k": 5, "l1": 0.5, "l0": 0.05}[kind]}
     sae.tl.fit(pbmc, architecture=architecture, preprocess=preprocess, n_features=32, steps=100, **sparsity)
     stored = pbmc.uns["sae"]
     params = stored["params"]
@@ -149,8 +197,10 @@ def test_metrics_are_of_the_stored_weights_on_the_raw_embedding(pbmc, architectu
     assert 0.9 * params["fvu"] + 0.1 * params["val_fvu"] == pytest.approx(fvu, rel=1e-4)
     assert 0.9 * params["l0"] + 0.1 * params["val_l0"] == pytest.approx(l0, rel=1e-3)
     last = stored["history"].iloc[-1]
-    assert last["val_fvu"] == pytest.approx(params["val_fvu"], rel=1e-4)
-    assert last["fvu"] == pytest.approx(params["fvu"], rel=1e-4)
+    # Where the threshold is calibrated in the end, the records are of the last batch's.
+    rel = 0.1 if architecture in CALIBRATED else 1e-3
+    assert last["val_fvu"] == pytest.approx(params["val_fvu"], rel=rel)
+    assert last["fvu"] == pytest.approx(params["fvu"], rel=rel)
     assert params["val_fvu"] > params["fvu"]
     # It has learned something: better than the mean by far, and better than at the start.
     assert fvu < 0.7
@@ -159,7 +209,7 @@ def test_metrics_are_of_the_stored_weights_on_the_raw_embedding(pbmc, architectu
 
 def test_decoder_has_unit_norm_in_the_training_space(pbmc):
     x = pbmc.obsm["X_pca"].astype(np.float64)
-    sae.tl.fit(pbmc, n_features=32, steps=30)
+    sae.tl.fit(pbmc, n_features=32, steps=30, preprocess="center")
     scale = pbmc.uns["sae"]["params"]["input_scale"]
     assert scale == pytest.approx(np.sqrt(x.shape[1] / x.var(axis=0).sum()))
     np.testing.assert_allclose(np.linalg.norm(weights(pbmc)[2] * scale, axis=1), 1, rtol=1e-5)
@@ -180,25 +230,313 @@ def test_what_scaling_takes_out(make_adata, preprocess, scale, same):
     plain, moved = make_adata(), make_adata()
     moved.obsm["X_pca"] = moved.obsm["X_pca"] * scale + 3
     for adata in (plain, moved):
-        sae.tl.fit(adata, preprocess=preprocess, steps=30)
+        sae.tl.fit(adata, architecture="topk", preprocess=preprocess, steps=30)
         sae.tl.encode(adata)
     a, b = (adata.obsm["sae"].toarray() for adata in (plain, moved))
     assert np.allclose(a, b, atol=1e-3) is same
 
 
-@pytest.mark.parametrize("architecture", ["topk", "vanilla"])
-def test_nested_dictionaries_reconstruct_on_their_own(pbmc, architecture):
+def test_nested_dictionaries_reconstruct_on_their_own(pbmc):
     x = pbmc.obsm["X_pca"]
+    width = nested_groups(64, fit_scaling(x, "center").n_effective)[0]
+    assert width < 64
     left = {}
-    for nested in (None, False, True):
-        sae.tl.fit(pbmc, architecture=architecture, nested=nested, n_features=64, steps=200)
-        assert pbmc.uns["sae"]["params"]["nested"] is (architecture == "topk" if nested is None else nested)
+    for architecture in ("batchtopk", "matryoshka"):
+        sae.tl.fit(pbmc, architecture=architecture, n_features=64, steps=200, preprocess="center")
         model = sae.get.model(pbmc)
         first = model.encode(x).activations.toarray()
-        first[:, 8:] = 0
-        left[nested] = np.square(x - model.decode(first)).sum() / np.square(x - x.mean(axis=0)).sum()
-    assert left[True] < 0.9 * left[False], "the first 8 features alone"
-    assert left[None] == left[architecture == "topk"]
+        first[:, width:] = 0
+        left[architecture] = np.square(x - model.decode(first)).sum() / np.square(x - x.mean(axis=0)).sum()
+    assert left["matryoshka"] < left["batchtopk"] - 0.05, "the first features alone"
+
+
+@pytest.mark.parametrize("architecture", CALIBRATED)
+def test_held_out_cells_have_k_active_features_on_average(make_adata, architecture):
+    adata = make_adata(n=1000)
+    sae.tl.fit(adata, architecture=architecture, k=3, n_features=32, steps=100, validation=0.3)
+    params = adata.uns["sae"]["params"]
+    assert params["val_l0"] == pytest.approx(3, abs=0.02)
+    assert params["l0"] == pytest.approx(3, abs=0.3)
+    assert params["k"] == 3
+
+
+@each_architecture
+def test_thresholds_are_stored_where_there_are_any(make_adata, architecture):
+    adata = make_adata()
+    sae.tl.fit(adata, architecture=architecture, n_features=16, steps=30)
+    stored = adata.uns["sae"]["weights"]
+    assert ("threshold" in stored) is (architecture in ("batchtopk", "matryoshka", "jumprelu", "gated"))
+    if "threshold" in stored:
+        assert stored["threshold"].shape == (16,)
+        assert stored["threshold"].dtype == np.float32
+        assert (stored["threshold"] >= 0).all() and (stored["threshold"] > 0).any()
+        np.testing.assert_array_equal(sae.get.model(adata).threshold, stored["threshold"])
+
+
+@each_architecture
+def test_every_architecture_goes_through_files(make_adata, tmp_path, compare, architecture):
+    adata = make_adata()
+    sae.tl.fit(adata, architecture=architecture, n_features=16, steps=30)
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    store = zarr.storage.MemoryStore()
+    adata.write_zarr(store)
+    read = ad.read_h5ad(tmp_path / "cells.h5ad"), ad.read_zarr(store)
+    for other in (adata, *read):
+        sae.tl.encode(other)
+    for other in read:
+        compare.assert_same(dict(adata.uns["sae"]), dict(other.uns["sae"]))
+        compare.assert_same(adata.obsm["sae"], other.obsm["sae"])
+    assert adata.uns["sae"]["encoded"]["l0"] == pytest.approx(adata.obsm["sae"].nnz / 80)
+
+
+# ---- The recipe of the paper
+
+
+@pytest.mark.parametrize("architecture", ["vanilla", "relu", "topk"])
+def test_paper_starts_from_uniform_weights(make_adata, architecture):
+    """As torch's linear layers: within 1 / sqrt(inputs of the layer), on the embedding as it is."""
+    adata, h = make_adata(d=6), 400
+    sae.tl.fit(adata, recipe="paper", architecture=architecture, n_features=h, steps=1, learning_rate=1e-12)
+    stored = adata.uns["sae"]["weights"]
+    bounds = {"W_enc": 6**-0.5, "W_dec": h**-0.5}
+    bounds |= {"b_enc": 6**-0.5, "b_dec": h**-0.5} if architecture == "vanilla" else {}
+    for name, bound in bounds.items():
+        highest = np.abs(stored[name]).max()
+        assert 0.5 * bound < highest <= bound * (1 + 1e-6), name
+        assert np.abs(stored[name].mean()) < 0.5 * bound, name
+    for name in {"b_enc", "b_dec"} - bounds.keys():
+        np.testing.assert_allclose(stored[name], 0, atol=1e-9)
+
+
+def test_paper_has_the_published_settings(make_adata):
+    adata = make_adata(n=300)
+    sae.tl.fit(adata, recipe="paper", architecture="vanilla", steps=1)
+    params = adata.uns["sae"]["params"]
+    expected = {
+        "recipe": "paper",
+        "architecture": "vanilla",
+        "n_features": 10_000,
+        "l1": 1e-3,
+        "learning_rate": 1e-4,
+        "batch_size": 128,
+        "preprocess": "none",
+    }
+    assert {name: params[name] for name in expected} == expected
+    small = make_adata(n=40)
+    sae.tl.fit(small, recipe="paper", architecture="vanilla", n_features=4, batch_size=10)
+    assert small.uns["sae"]["params"]["steps"] == 500 * 4, "500 passes over 36 cells"
+
+
+def test_paper_keeps_one_learning_rate_and_free_decoder_norms(make_adata):
+    adata = make_adata(n=200)
+    sae.tl.fit(adata, recipe="paper", architecture="vanilla", n_features=32, steps=200, learning_rate=1e-3)
+    stored = adata.uns["sae"]
+    assert (stored["history"]["learning_rate"] == 1e-3).all()
+    assert np.linalg.norm(stored["weights"]["W_dec"], axis=1).std() > 0.01
+    assert stored["params"]["fvu"] < stored["history"]["fvu"].iloc[0]
+
+
+# ---- Ending early, interruption, checkpoints
+
+
+def test_early_stopping_ends_where_nothing_is_gained(make_adata):
+    adata = make_adata()
+    sae.tl.fit(adata, steps=400, learning_rate=1e-9, early_stopping=3)
+    params = adata.uns["sae"]["params"]
+    assert params["ended"] == "early"
+    assert params["steps"] < 300
+    assert adata.uns["sae"]["history"]["step"].iloc[-1] == params["steps"]
+    sae.tl.fit(adata, steps=20)
+    assert adata.uns["sae"]["params"]["ended"] == "finished"
+
+
+@pytest.fixture
+def interrupt(monkeypatch):
+    """Call it with a number: Ctrl-C is pressed after so many steps of the next `fit`."""
+    from sae.tl import _fit as module
+
+    make = module.progress_bar
+
+    def interrupt(step):
+        def progress_bar(*args, **kwargs):
+            bar = make(*args, **kwargs)
+            count, left = bar.update, iter(range(step - 1, -1, -1))
+
+            def update(n=1):
+                count(n)
+                if next(left) == 0:
+                    monkeypatch.setattr(module, "progress_bar", make)
+                    raise KeyboardInterrupt
+
+            bar.update = update
+            return bar
+
+        monkeypatch.setattr(module, "progress_bar", progress_bar)
+
+    return interrupt
+
+
+def test_interruption_keeps_what_was_trained(make_adata, interrupt, log):
+    adata = make_adata()
+    interrupt(15)
+    sae.tl.fit(adata, steps=50)
+    params = adata.uns["sae"]["params"]
+    assert (params["steps"], params["ended"]) == (15, "interrupted")
+    assert "interrupted after 15 of 50 steps; what was trained so far is kept" in log()
+    assert adata.uns["sae"]["history"]["step"].tolist() == list(range(1, 16))
+    fvu, _ = fvu_and_l0(adata.obsm["X_pca"], adata.uns["sae"])
+    assert 0.9 * params["fvu"] + 0.1 * params["val_fvu"] == pytest.approx(fvu, rel=1e-4)
+    sae.tl.encode(adata)
+
+
+def test_interruption_before_the_first_record_leaves_an_empty_history(make_adata, interrupt, tmp_path):
+    adata = make_adata()
+    interrupt(1)
+    sae.tl.fit(adata, steps=200)
+    assert list(adata.uns["sae"]["history"]) == HISTORY
+    assert len(adata.uns["sae"]["history"]) == 0
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    sae.tl.encode(ad.read_h5ad(tmp_path / "cells.h5ad"))
+
+
+def test_checkpoint_is_gone_on_from(make_adata, interrupt, tmp_path):
+    whole, resumed = make_adata(), make_adata()
+    sae.tl.fit(whole, steps=50)
+    interrupt(15)
+    sae.tl.fit(resumed, steps=50, checkpoint=tmp_path / "state.npz")
+    sae.tl.fit(resumed, steps=50, checkpoint=str(tmp_path / "state.npz"))
+    assert_same_weights(whole, resumed)
+    pd.testing.assert_frame_equal(whole.uns["sae"]["history"], resumed.uns["sae"]["history"], check_exact=True)
+    assert resumed.uns["sae"]["params"] == whole.uns["sae"]["params"]
+
+
+CHANGED = {
+    "seed": ({"rng": 1}, None),
+    "sparsity": ({"k": 2}, None),
+    "preprocessing": ({"preprocess": "standardize"}, None),
+    "held-out share": ({"validation": 0.2}, None),
+    "values": ({}, lambda adata: adata.obsm["X_pca"].__setitem__((0, 0), 9)),
+    "cells": ({}, lambda adata: setattr(adata, "obs_names", adata.obs_names[::-1])),
+}
+
+
+@pytest.mark.parametrize(("given", "change"), CHANGED.values(), ids=CHANGED)
+def test_checkpoint_of_something_else_is_refused(make_adata, interrupt, tmp_path, compare, given, change):
+    path = tmp_path / "state.npz"
+    interrupt(15)
+    sae.tl.fit(make_adata(), steps=50, checkpoint=path)
+    adata = make_adata()
+    if change is not None:
+        change(adata)
+    before = compare.state(adata)
+    with pytest.raises(ValueError, match=r"state\.npz was written with other settings or other data"):
+        sae.tl.fit(adata, **({"steps": 50, "checkpoint": path} | given))
+    compare.assert_same(before, compare.state(adata))
+
+
+# ---- Where cells are read from disk
+
+
+def in_file(adata, tmp_path):
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    return h5py.File(tmp_path / "cells.h5ad")["X"]
+
+
+def in_zarr(adata, tmp_path):
+    adata.write_zarr(tmp_path / "cells.zarr")
+    return zarr.open(str(tmp_path / "cells.zarr"), mode="r")["X"]
+
+
+def in_dask(adata, chunks):
+    return pytest.importorskip("dask.array").from_array(adata.X, chunks=chunks)
+
+
+ON_DISK = {
+    "hdf5": in_file,
+    "hdf5 csr": lambda adata, path: ad.io.sparse_dataset(in_file(adata, path)),
+    "hdf5 csc": lambda adata, path: ad.io.sparse_dataset(in_file(adata, path)),
+    "zarr": in_zarr,
+    "zarr csr": lambda adata, path: ad.io.sparse_dataset(in_zarr(adata, path)),
+    "dask": lambda adata, path: in_dask(adata, (100, 7)),
+    "dask csr": lambda adata, path: in_dask(adata, (100, 20)),
+}
+
+
+@pytest.fixture(params=ON_DISK)
+def from_disk(request, make_adata, tmp_path):
+    """Cells with a layer on disk, and the same cells with it in memory."""
+    kind = request.param.partition(" ")[2]
+    memory = make_adata(n=600)
+    memory.X = {"": np.asarray, "csr": sparse.csr_matrix, "csc": sparse.csc_matrix}[kind](memory.X)
+    disk = make_adata(n=600)
+    disk.layers["log"] = ON_DISK[request.param](memory, tmp_path)
+    memory.layers["log"] = memory.X
+    yield disk, memory
+    if request.param.startswith("hdf5"):
+        layer = disk.layers["log"]
+        (layer if isinstance(layer, h5py.Dataset) else layer.group).file.close()
+
+
+def test_layer_on_disk_is_encoded_as_in_memory(from_disk):
+    disk, memory = from_disk
+    sae.tl.fit(memory, layer="log", n_features=32, steps=50)
+    sae.tl.encode(memory)
+    sae.tl.encode(disk, reference=memory)
+    assert (disk.obsm["sae"] != memory.obsm["sae"]).nnz == 0
+    assert disk.uns["sae"]["encoded"] == memory.uns["sae"]["encoded"]
+
+
+def test_layer_on_disk_is_read_in_the_order_of_the_reference(from_disk):
+    disk, memory = from_disk
+    reordered = memory[:, np.random.default_rng(0).permutation(20)].copy()
+    sae.tl.fit(reordered, layer="log", n_features=32, steps=50)
+    sae.tl.encode(reordered)
+    sae.tl.encode(disk, reference=reordered)
+    assert (disk.obsm["sae"] != reordered.obsm["sae"]).nnz == 0
+
+
+def test_layer_on_disk_is_trained_on(from_disk):
+    disk, memory = from_disk
+    for adata in (disk, memory):
+        sae.tl.fit(adata, layer="log", architecture="vanilla", n_features=32, steps=50, learning_rate=1e-2)
+    one, other = (adata.uns["sae"]["params"] for adata in (disk, memory))
+    assert one["fvu"] == pytest.approx(other["fvu"], rel=0.05)
+    assert one["variance"] == pytest.approx(other["variance"])
+    assert one["fingerprint"] == other["fingerprint"]
+    assert disk.uns["sae"]["weights"]["input_names"].tolist() == disk.var_names.tolist()
+    sae.tl.encode(disk)
+    assert disk.uns["sae"]["encoded"]["fvu"] == pytest.approx(0.9 * one["fvu"] + 0.1 * one["val_fvu"], rel=1e-6)
+
+
+@pytest.mark.parametrize("layout", ["dense", "csr"])
+def test_backed_object(make_adata, tmp_path, layout):
+    memory = make_adata(n=600, layout=layout)
+    memory.write_h5ad(tmp_path / "cells.h5ad")
+    adata = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    sae.tl.fit(adata, "X", n_features=32, steps=50, validation=0)
+    sae.tl.encode(adata)
+    sae.tl.encode(memory, reference=adata)
+    assert (adata.obsm["sae"] != memory.obsm["sae"]).nnz == 0
+    adata.file.close()
+
+
+def test_embedding_in_a_memory_map(make_adata, tmp_path):
+    memory, disk = make_adata(n=600), make_adata(n=600)
+    np.save(tmp_path / "x.npy", memory.obsm["X_pca"])
+    disk.obsm["X_pca"] = np.load(tmp_path / "x.npy", mmap_mode="r")
+    sae.tl.fit(disk, n_features=32, steps=50)
+    sae.tl.encode(disk)
+    sae.tl.encode(memory, reference=disk)
+    assert (disk.obsm["sae"] != memory.obsm["sae"]).nnz == 0
+
+
+def test_non_finite_values_on_disk_are_refused(make_adata, tmp_path):
+    memory = make_adata(n=600)
+    memory.X[[3, 500], 0] = np.nan
+    memory.layers["log"] = in_file(memory, tmp_path)
+    with pytest.raises(ValueError, match=r"2 NaN or infinite values in 2 of 600 rows \(rows 3, 500\)"):
+        sae.tl.fit(memory, layer="log", steps=1)
+    memory.layers["log"].file.close()
 
 
 def test_stronger_penalty_fewer_active_features(make_adata):

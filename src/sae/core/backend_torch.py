@@ -35,8 +35,8 @@ class TorchBackend:
             name: torch.tensor(value, dtype=torch.float32, device=self.device, requires_grad=True)
             for name, value in start.items()
         }
-        fused = self.device.type != "mps"
-        self._optimizer = torch.optim.Adam(self._parameters.values(), lr=settings.learning_rate, fused=fused)
+        self._fused = self.device.type != "mps"
+        self._optimizer = torch.optim.Adam(self._parameters.values(), lr=settings.learning_rate, fused=self._fused)
         self._group_weights = torch.from_numpy(group_weights(len(settings.groups))).to(self.device)
         self._last_fired = torch.zeros(h, dtype=torch.long, device=self.device)
         self.threshold, self._pressure = 0.0, 1.0
@@ -109,7 +109,9 @@ class TorchBackend:
         for name, value in self._parameters.items():
             value.copy_(torch.from_numpy(state[name]))
             self._optimizer.state[value] = {
-                key: torch.tensor(state[f"{name}_{key}"], device="cpu" if key == "step" else self.device)
+                key: torch.tensor(
+                    state[f"{name}_{key}"], device="cpu" if key == "step" and not self._fused else self.device
+                )
                 for key in ("step", "exp_avg", "exp_avg_sq")
             }
         self._last_fired = torch.tensor(state["last_fired"], device=self.device)

@@ -454,7 +454,7 @@ def mask_gradients(activations, gradients, factor, penalty, sums):
 
 @_exact
 def products(x, W_enc, b_enc, pre):
-    """Write x W_enc + b_enc for rows (n, d), n a multiple of 4, d of 4 and features h: each element in one fixed order."""
+    """Write x W_enc + b_enc for rows (n, d), n a multiple of 2, d of 4 and features h: each element in one fixed order."""
     n, d = x.shape
     h = b_enc.size
     tile = 512

@@ -177,6 +177,6 @@ def _like_components(covariance: np.ndarray) -> bool:
     varying = spread > CONSTANT * spread.max()
     if varying.sum() < FEWEST_COMPONENTS or spread.max() ** 2 < UNEQUAL * np.median(spread[varying] ** 2):
         return False
-    correlation = (covariance / np.outer(spread, spread + (spread == 0)))[np.ix_(varying, varying)]
+    correlation = covariance[np.ix_(varying, varying)] / np.outer(spread[varying], spread[varying])
     off_diagonal = correlation[~np.eye(len(correlation), dtype=bool)]
     return bool(np.sqrt(np.square(off_diagonal).mean()) < UNCORRELATED)

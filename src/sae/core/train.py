@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import time
+import zipfile
+import zlib
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass, fields
@@ -26,7 +28,7 @@ N_RECORDS = 50
 MORE_THAN_INPUTS = 8
 INITIAL_NOISE = 1.0
 MAX_EVALUATED = 2048
-MIN_CALIBRATED, MAX_CALIBRATED = 200, 8192
+MIN_CALIBRATED, MAX_CALIBRATED = 1000, 8192
 WARM_UP, DECAY, PRESSURE = 0.05, 0.2, 0.3
 RESTART_UNTIL, RESTART_LENGTH = 0.5, 0.2
 DEAD_AFTER_PASSES = 2
@@ -146,8 +148,9 @@ def initial_weights(y: np.ndarray, spread: np.ndarray, settings: Settings) -> Ar
 
 def _best_scale(y: np.ndarray, directions: np.ndarray) -> float:
     """Return the factor for the encoder with which the start reconstructs cells `y` best: similar features add up."""
-    y_hat = np.maximum(y @ directions.T, 0) @ directions
-    return float((y * y_hat).sum() / max(np.square(y_hat).sum(), 1e-12))
+    with np.errstate(over="ignore", invalid="ignore"):
+        y_hat = (np.maximum(y @ directions.T, 0) @ directions).astype(np.float64)
+        return float((y * y_hat).sum() / max(np.square(y_hat).sum(), 1e-12))
 
 
 def choose_device(device: str) -> str:
@@ -218,7 +221,7 @@ def train(
         restart_every = max(1, settings.steps // 20, idle)
         schedule = Schedule(settings.steps, constant=settings.paper)
         history: list[Record] = []
-        first, ended = 0, "finished"
+        first, interrupted = 0, False
         if checkpoint is not None and checkpoint.exists():
             first, history = _resume(checkpoint, backend, schedule, settings, identity)
         saved_at, step = time.monotonic(), first - 1
@@ -244,9 +247,8 @@ def train(
                     (fvu, l0), (val_fvu, val_l0) = (_evaluate(backend, part, scaling) for part in evaluated)
                     record = Record(step + 1, rate, loss, fvu, l0, dead, val_fvu, val_l0)
                     history.append(record)
-                    if patience is not None and ended == "finished" and _stalled(history, patience):
+                    if patience is not None and _stalled(history, patience):
                         schedule.end_early(step)
-                        ended = "early"
                     if checkpoint is not None and time.monotonic() - saved_at > CHECKPOINT_SECONDS:
                         _save(checkpoint, backend, schedule, history, step + 1, settings, identity)
                         saved_at = time.monotonic()
@@ -255,7 +257,7 @@ def train(
         except KeyboardInterrupt:
             if step < 0:
                 raise
-            ended = "interrupted"
+            interrupted, ended = True, "interrupted"
             if checkpoint is not None:
                 _save(checkpoint, backend, schedule, history, step + 1, settings, identity)
         if architecture.activation == "threshold" and architecture.sparsity == "k":
@@ -263,14 +265,19 @@ def train(
             backend.calibrate(load(_spread(rows, MAX_CALIBRATED)))
         judged = evaluated[-1] if len(val_rows) else evaluated[0]
         unexplained = float(np.square(backend.evaluate(judged)[0]).sum() / np.square(judged).sum())
+        if not interrupted:
+            ended = "early" if schedule.steps < settings.steps else "finished"
         return Trained(scaling.fold(_export(backend, settings)), history, step + 1, unexplained, ended)
 
 
 def _start_loss(backend: Backend, y: np.ndarray, settings: Settings) -> float:
-    """Return the reconstruction loss on `y` before the first step, or that of no features if it is larger."""
-    residuals, _ = backend.evaluate(y)
-    loss = max(np.square(part, dtype=np.float64).sum(axis=1).mean() for part in (residuals, y))
-    return float(loss / y.shape[1] if settings.paper else loss)
+    """Return the loss on `y` before the first step, or that of no features if it is larger, with a penalty to match."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        residuals, _ = backend.evaluate(y)
+        loss = max(np.square(part, dtype=np.float64).sum(axis=1).mean() for part in (residuals, y))
+    penalty = (settings.l1 or 0) * np.abs(y).sum(axis=1, dtype=np.float64).mean() * settings.n_features
+    penalty += (settings.l0 or 0) * settings.n_features
+    return float((loss + penalty) / y.shape[1] if settings.paper else loss + penalty)
 
 
 def _diverged(found: str, step: int, schedule: Schedule, settings: Settings) -> DivergedError:
@@ -376,13 +383,20 @@ def _save(
 def _resume(
     path: Path, backend: Backend, schedule: Schedule, settings: Settings, identity: str
 ) -> tuple[int, list[Record]]:
-    with np.load(path, allow_pickle=False) as saved:
-        if str(saved["signature"]) != _signature(settings, identity):
-            raise CheckpointError(
-                f"The checkpoint {path} was written with other settings or other data. Repeat the settings, or "
-                "choose another file."
-            )
-        backend.load({name[len("state.") :]: saved[name] for name in saved.files if name.startswith("state.")})
-        done, schedule.steps, schedule.decay = (int(number) for number in saved["progress"])
-        history = [Record(int(row[0]), *row[1:].tolist()) for row in saved["history"]]
-    return done, history
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            saved = {name: archive[name] for name in archive.files}
+        signature, progress, records = str(saved["signature"]), saved["progress"], saved["history"]
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, AttributeError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} is not a checkpoint of sae, or was damaged ({error}). Remove it to train from the start, or choose "
+            "another file."
+        ) from error
+    if signature != _signature(settings, identity):
+        raise CheckpointError(
+            f"The checkpoint {path} was written with other settings or other data. Repeat the settings, or choose another "
+            "file."
+        )
+    backend.load({name[len("state.") :]: value for name, value in saved.items() if name.startswith("state.")})
+    done, schedule.steps, schedule.decay = (int(number) for number in progress)
+    return done, [Record(int(row[0]), *row[1:].tolist()) for row in records]

@@ -183,6 +183,8 @@ def fit(
     """
     from scanpy import logging as logg
 
+    from ..core.train import HISTORY_COLUMNS
+
     held = holder(data, mod)
     _schema.check_key(key_added, held)
     if key_added == use_rep:
@@ -264,7 +266,9 @@ def fit(
         "schema_version": _schema.SCHEMA_VERSION,
         "params": params,
         "weights": _stored_weights(trained.autoencoder, found.names),
-        "history": _schema.plain_index(pd.DataFrame([vars(record) for record in trained.history])),
+        "history": _schema.plain_index(
+            pd.DataFrame([vars(record) for record in trained.history], columns=HISTORY_COLUMNS)
+        ),
     }
     _schema.drop_results(held, key_added)
     _schema.write(held, key_added, stored)
@@ -360,7 +364,7 @@ def _stored_settings(settings: Settings) -> dict[str, Any]:
     return {
         "architecture": settings.architecture,
         "n_features": settings.n_features,
-        sparsity: getattr(settings, sparsity),
+        "l0_weight" if sparsity == "l0" else sparsity: getattr(settings, sparsity),
         "learning_rate": settings.learning_rate,
         "steps": settings.steps,
         "batch_size": settings.batch_size,
@@ -378,7 +382,7 @@ def _stored_weights(trained: Autoencoder, input_names: np.ndarray | None) -> dic
 
 
 def default_n_features(n: int, d: int) -> int:
-    """Largest power of two that leaves 16 cells a feature, within 64 and the power of two from 8 d on (≤ 8,192)."""
+    """Largest power of two that leaves 24 cells a feature, within 64 and the power of two from 8 d on (≤ 8,192)."""
     low, high = N_FEATURES_RANGE
     widest = max(low, min(high, 2 ** int(np.ceil(np.log2(FEATURES_PER_INPUT * d)))))
     return int(np.clip(2 ** int(np.log2(max(n // CELLS_PER_FEATURE, 1))), low, widest))
