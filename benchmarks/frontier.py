@@ -3,7 +3,8 @@
 Every architecture is trained over a grid of its sparsity setting on four fifths of the cells and judged on the rest:
 L0, the mean number of active features, and FVU = Σ‖x − x̂‖² / Σ‖x − mean‖², from the reconstructions that the finished SAE
 gives. Both libraries get the same matrix, steps and batch size, once raw and once centred with one factor (mean squared
-norm d); between these two spaces FVU does not change. Ours scales its input itself, SAELens takes it as it comes. l1 and l0
+norm d); between these two spaces FVU does not change. Ours centres and scales its input itself (`preprocess="center"`), SAELens takes it as
+it comes. l1 and l0
 are in the units of the scaled matrix; on the raw one SAELens gets what makes the same loss of them (l1 / factor,
 l0 / factor²).
 
@@ -39,8 +40,6 @@ import sae
 from sae.core.architectures import ARCHITECTURES
 
 GRIDS = {"k": (4, 8, 16, 32), "l1": (0.5, 1.0, 2.0, 4.0, 8.0), "l0": (0.03, 0.1, 0.3, 1.0)}
-PLAIN = {"topk": {"nested": False}}
-"""Arguments by which one of our architectures is the one that SAELens knows under the same name."""
 SAE_LENS = {
     "topk": ("TopK", "k", "k"),
     "batchtopk": ("BatchTopK", "k", "k"),
@@ -67,6 +66,7 @@ def ours(
     sae.tl.fit(
         adata,
         architecture=architecture,
+        preprocess="center",
         n_features=options.n_features,
         steps=options.steps,
         batch_size=options.batch_size,
@@ -74,7 +74,6 @@ def ours(
         device="cpu",
         progress=False,
         **{ARCHITECTURES[architecture].sparsity: value},
-        **PLAIN.get(architecture, {}),
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The SAE .* leaves", UserWarning)  # the table says how badly it fits

@@ -252,7 +252,7 @@ def test_nested_dictionaries_reconstruct_on_their_own(pbmc):
 
 @pytest.mark.parametrize("architecture", CALIBRATED)
 def test_held_out_cells_have_k_active_features_on_average(make_adata, architecture):
-    adata = make_adata(n=1000)
+    adata = make_adata(n=4000)
     sae.tl.fit(adata, architecture=architecture, k=3, n_features=32, steps=100, validation=0.3)
     params = adata.uns["sae"]["params"]
     assert params["val_l0"] == pytest.approx(3, abs=0.02)

@@ -20,7 +20,7 @@ PRODUCTS_PER_THREAD = 10_000_000
 SEARCH_FROM = 0.85
 """The search for the largest values starts at this share of the cut of the step before."""
 SPARSE_BELOW = 0.15
-BFLOAT16_FROM_INPUTS = 128
+BFLOAT16_FROM_INPUTS, BFLOAT16_FROM_PRODUCTS = 32, 50_000_000
 
 
 class NumbaBackend:
@@ -48,7 +48,8 @@ class NumbaBackend:
         self._workers = Workers(n_workers, lambda: torch.set_num_threads(1))
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(1)
-        self._may_narrow = architecture.sparsity == "k" and d >= BFLOAT16_FROM_INPUTS and _has_bfloat16()
+        large = d >= BFLOAT16_FROM_INPUTS and products >= BFLOAT16_FROM_PRODUCTS
+        self._may_narrow = architecture.sparsity == "k" and large and _has_bfloat16()
         self._W_enc = torch.from_numpy(self.arrays["W_enc"])
         self._W_dec = torch.from_numpy(self.arrays["W_dec"])
         self._wide = [_Scratch(h, torch.float32) for _ in range(n_workers)]
@@ -227,6 +228,8 @@ class NumbaBackend:
             starts, columns, values = self._starts[b], self._columns[b], self._values[b]
             if cut is not None:
                 kernels.keep_above(cut, starts, columns, values)
+            if self._shift:
+                kernels.recompute(y[rows], self.arrays["W_enc"], self._bias.numpy(), starts, columns, values)
             return kernels.decode_block(
                 y[rows], self.arrays["W_dec"], self.arrays["b_dec"], self._group_ends, self._group_weights, factor, penalty,
                 starts, columns, values, self._gradients[b], self._residuals[rows],
@@ -242,7 +245,7 @@ class NumbaBackend:
             self._starts[b][: len(y) + 1], self._columns[b], self._values[b],
             *self._scratch[worker].selection,
         )  # fmt: skip
-        self._complete(b, y)
+        self._starts[b, len(y) + 1 :] = self._starts[b, len(y)]
         return ratio
 
     def _list_above(self, y: np.ndarray, blocks: list[tuple[int, slice]], floor: float) -> None:
@@ -255,23 +258,17 @@ class NumbaBackend:
                 self._starts[b][: len(y[rows]) + 1], self._columns[b], self._values[b],
                 *self._scratch[worker].selection,
             )  # fmt: skip
-            if needed <= self._columns.shape[1]:
-                self._complete(b, y[rows])
+            self._starts[b, len(y[rows]) + 1 :] = self._starts[b, len(y[rows])]
             return needed
 
         while (needed := max(self._workers.each(select, blocks))) > self._columns.shape[1]:
             self._make_lists(len(self._columns), needed * 5 // 4)
 
-    def _complete(self, b: int, y: np.ndarray) -> None:
-        """Make values exact, and the rows that the last block lacks empty."""
-        starts = self._starts[b]
-        starts[len(y) + 1 :] = starts[len(y)]
-        if self._shift:
-            W_enc, bias = self.arrays["W_enc"], self._bias.numpy()
-            kernels.recompute(y, W_enc, bias, starts[: len(y) + 1], self._columns[b], self._values[b])
-
     def _cut(self, y: np.ndarray, blocks: list[tuple[int, slice]]) -> np.float32:
-        """List candidates, and find the value above which there are k a row on average."""
+        """List candidates, and find the value above which there are k a row on average.
+
+        Of bfloat16 products it is found among rounded values, and all that equal the last one are in.
+        """
         wanted = round(len(y) * self._k)
         while True:
             self._list_above(y, blocks, self._search)

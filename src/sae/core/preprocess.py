@@ -61,9 +61,12 @@ class Scaling:
         return float(np.square(self.spread).sum() ** 2 / (self.spread**4).sum())
 
     def transform(self, x: np.ndarray) -> np.ndarray:
-        """Map raw rows (n, d) to training rows (n, m), float32."""
-        centred = np.asarray(x, dtype=np.float64)[:, self.kept] - self.mean[self.kept]
-        return (centred * self.forward if self.forward.ndim == 1 else centred @ self.forward).astype(np.float32)
+        """Map raw rows (n, d) to training rows (n, m), float32 and contiguous."""
+        columns = x if len(self.kept) == x.shape[1] else np.take(x, self.kept, axis=1)
+        centred = np.subtract(columns, self.mean[self.kept], dtype=np.float64)
+        if self.forward.ndim == 1:
+            return np.multiply(centred, self.forward, out=centred).astype(np.float32, order="C")
+        return (centred @ self.forward).astype(np.float32, order="C")
 
     def fold(self, trained: Autoencoder) -> Autoencoder:
         """Rewrite an SAE of the training space (m inputs) as one of the raw representation (d inputs).

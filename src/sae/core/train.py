@@ -121,11 +121,12 @@ def initial_directions(y: np.ndarray, spread: np.ndarray, n_features: int, rng: 
     """Unit directions of random cells (n, m), with noise of the same length and of the cells' spread (m,) added."""
     cells = y[rng.integers(len(y), size=n_features)]
     noise = rng.standard_normal(cells.shape) * spread
-    return _unit(_unit(cells) + INITIAL_NOISE * _unit(noise)).astype(np.float32)
+    return _unit(_unit(cells) + INITIAL_NOISE * _unit(noise))
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    rows = rows.astype(np.float64)
+    return (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)).astype(np.float32)
 
 
 def initial_weights(y: np.ndarray, spread: np.ndarray, settings: Settings) -> Arrays:
