@@ -173,6 +173,7 @@ def test_narrow_products_train_as_well(make, monkeypatch, architecture):
     d, losses = 40, {}
     x, weights = cells(d=d), initial(d=d)
     for kind, width in (("bfloat16", d), ("float32", d + 1)):
+        monkeypatch.setattr(backend_numba, "BFLOAT16_FROM_PRODUCTS", 0)
         monkeypatch.setattr(backend_numba, "BFLOAT16_FROM_INPUTS", width)
         backend = make("compiled", architecture, weights)
         assert backend._may_narrow is (kind == "bfloat16")
@@ -189,6 +190,7 @@ def test_evaluation_is_of_float32_products(make, monkeypatch, architecture):
     x, weights = cells(d=40), initial(d=40)
     backends = {}
     for width in (40, 41):
+        monkeypatch.setattr(backend_numba, "BFLOAT16_FROM_PRODUCTS", 0)
         monkeypatch.setattr(backend_numba, "BFLOAT16_FROM_INPUTS", width)
         backends[width] = make("compiled", architecture, weights)
         backends[width].threshold = 0.5

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import signal
 import threading
 
 import h5py
@@ -767,3 +769,17 @@ def test_file_that_is_no_checkpoint_is_refused_by_name(x, tmp_path):
     np.savez(tmp_path / "state.npz", a=np.zeros(3))
     with pytest.raises(CheckpointError, match=r"state\.npz"):
         trained(x, checkpoint=tmp_path / "state.npz")
+
+
+def test_ctrl_c_waits_for_the_end_of_the_step():
+    """A real signal, sent from another thread while training runs."""
+    x = np.random.default_rng(0).standard_normal((500, 20)).astype(np.float32)
+    scaling = fit_scaling(x, "center")
+    settings = Settings("topk", 32, (32,), 4, None, None, 1e-3, 10**7, 64, 0, "cpu")
+    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    trained = train(x, scaling, settings, train_rows=np.arange(500), val_rows=np.arange(0))
+    timer.join()
+    assert trained.ended == "interrupted" and 0 < trained.steps < 10**7
+    assert np.isfinite(trained.autoencoder.W_dec).all()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

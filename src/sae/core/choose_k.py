@@ -42,7 +42,10 @@ def choose_k(
 
     def explains(k: int) -> bool:
         pilot = replace(settings, k=k, n_features=groups[-1], groups=groups, steps=min(PILOT_STEPS, settings.steps))
-        tried[k] = train(x, scaling, pilot, train_rows=train_rows, val_rows=val_rows).unexplained
+        trained = train(x, scaling, pilot, train_rows=train_rows, val_rows=val_rows)
+        if trained.ended == "interrupted":
+            raise KeyboardInterrupt
+        tried[k] = trained.unexplained
         return tried[k] < EXPLAINED
 
     low, high = 0, len(ks)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
 import time
 import zipfile
 import zlib
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -213,7 +215,7 @@ def train(
         return scaling.transform(read_rows(x, rows))
 
     weights = initial_weights(load(_spread(train_rows, settings.n_features)), scaling.spread, settings)
-    with closing(make_backend(weights, settings)) as backend:
+    with closing(make_backend(weights, settings)) as backend, _collected_interrupts() as interrupts:
         evaluated = [load(_spread(rows, MAX_EVALUATED)) for rows in (train_rows, val_rows)]
         worst = DIVERGED * _start_loss(backend, evaluated[0], settings)
         pass_steps = -(-len(train_rows) // settings.batch_size)
@@ -229,6 +231,8 @@ def train(
         stream = shuffled_batches(x, train_rows, settings.batch_size, seed=settings.seed, first=first)
         try:
             while step + 1 < schedule.steps:
+                if interrupts:
+                    raise KeyboardInterrupt
                 y = scaling.transform(next(stream))
                 step += 1
                 rate = settings.learning_rate * schedule.factor(step)
@@ -269,6 +273,28 @@ def train(
         if not interrupted:
             ended = "early" if schedule.steps < settings.steps else "finished"
         return Trained(scaling.fold(_export(backend, settings)), history, step + 1, unexplained, ended)
+
+
+@contextmanager
+def _collected_interrupts() -> Iterator[list[int]]:
+    """Note Ctrl-C for the end of the step, when all weights are of the same one; a second Ctrl-C acts at once."""
+    received: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        received.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    usual = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
+    if usual:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield received
+    finally:
+        if usual:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _start_loss(backend: Backend, y: np.ndarray, settings: Settings) -> float:

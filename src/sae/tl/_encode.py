@@ -61,7 +61,7 @@ def encode(
     Warns
     -----
     UserWarning
-        The FVU of 20 cells or more is over twice that of the cells held out in training (another PCA than the one trained
+        The FVU of 20 cells or more is over twice that in training, held-out cells included (another PCA than the one trained
         on, say), or the representation of the same cells has changed since.
 
     Examples
@@ -100,11 +100,12 @@ def encode(
         encoded = model.encode(x, on_block=bar.update)
     activations = encoded.activations
     fvu = float(np.mean(encoded.squared_error) / params["variance"]) if x.shape[0] else float("nan")
-    trained_fvu = params["val_fvu"] if np.isfinite(params["val_fvu"]) else params["fvu"]
+    # The larger one: where few cells are held out, they may happen to fit well.
+    trained_fvu = float(np.nanmax([params["val_fvu"], params["fvu"]]))
     if x.shape[0] >= JUDGED_CELLS and fvu > max(BAD_FIT * trained_fvu, trained_fvu + WORSE_FIT):
         warnings.warn(
             f"The SAE {key!r} leaves {fvu:.3f} of the variance of {found.where} unexplained, against {trained_fvu:.3f} "
-            "of held-out cells in training. Is it the same embedding that the SAE was trained on (the same model, "
+            "in training. Is it the same embedding that the SAE was trained on (the same model, "
             "the same PCA loadings)?",
             UserWarning,
             stacklevel=2,
@@ -126,6 +127,6 @@ def encode(
     logg.info(
         "    finished",
         time=start,
-        deep=f"added\n    {held.where}.obsm[{key!r}], activations: FVU {fvu:.3f} (training: held out {trained_fvu:.3f}), "
+        deep=f"added\n    {held.where}.obsm[{key!r}], activations: FVU {fvu:.3f} (in training {trained_fvu:.3f}), "
         f"{new['encoded']['l0']:.1f} active features per cell, {int(new['features']['dead'].sum())} dead features",
     )
