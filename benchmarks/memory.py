@@ -21,7 +21,7 @@ import numpy as np
 import scanpy  # noqa: F401
 
 import sae
-import sae.core.train  # noqa: F401
+import sae.core.train
 
 N_CELLS, N_INPUTS, N_PROGRAMS, N_FEATURES, STEPS = 1_000_000, 50, 20, 4_096, 500
 BLOCK = 50_000

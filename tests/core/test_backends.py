@@ -179,7 +179,7 @@ def test_narrow_products_train_as_well(make, monkeypatch, architecture):
         assert backend._may_narrow is (kind == "bfloat16")
         losses[kind] = steps_of(backend, batches(x, 200), rate=1e-2)
     narrow, wide = losses["bfloat16"], losses["float32"]
-    np.testing.assert_allclose(narrow[0], wide[0], rtol=1e-3)
+    np.testing.assert_allclose(narrow[0], wide[0], rtol=1e-2)
     np.testing.assert_allclose(narrow[-20:].mean(), wide[-20:].mean(), rtol=0.03)
     assert wide[-20:].mean() < 0.6 * wide[0]
 
