@@ -137,7 +137,9 @@ def initial_weights(y: np.ndarray, spread: np.ndarray, settings: Settings) -> Ar
     h, d = settings.n_features, y.shape[1]
     if not settings.paper:
         directions = initial_directions(y, spread, h, rng)
-        encoder = directions if settings.k is not None else directions * _best_scale(y, directions)
+        # Nested, features that start too strong push each other down in turn, and none of them stays dead.
+        nested = len(settings.groups) > 1
+        encoder = directions if nested else directions * _best_scale(y, directions, settings.k)
         return {"W_enc": encoder, "b_enc": np.zeros(h), "W_dec": directions, "b_dec": np.zeros(d)}
 
     def uniform(fan_in: int, *shape: int) -> np.ndarray:
@@ -149,10 +151,13 @@ def initial_weights(y: np.ndarray, spread: np.ndarray, settings: Settings) -> Ar
     return weights
 
 
-def _best_scale(y: np.ndarray, directions: np.ndarray) -> float:
+def _best_scale(y: np.ndarray, directions: np.ndarray, k: int | None) -> float:
     """Return the factor for the encoder with which the start reconstructs cells `y` best: similar features add up."""
     with np.errstate(over="ignore", invalid="ignore"):
-        y_hat = (np.maximum(y @ directions.T, 0) @ directions).astype(np.float64)
+        a = np.maximum(y @ directions.T, 0)
+        if k is not None and k < a.shape[1]:
+            a[a < np.partition(a, -k, axis=1)[:, -k, None]] = 0
+        y_hat = (a @ directions).astype(np.float64)
         return float((y * y_hat).sum() / max(np.square(y_hat).sum(), 1e-12))
 
 
