@@ -34,9 +34,11 @@ from tqdm import tqdm
 
 from sae.core.architectures import ARCHITECTURES
 from sae.core.backend import Settings
+from sae.core.defaults import nested_groups
+from sae.core.initial import initial_weights
 from sae.core.preprocess import Scaling, fit_scaling
 from sae.core.rows import shuffled_batches
-from sae.core.train import initial_weights, make_backend, nested_groups
+from sae.core.train import make_backend
 
 SHAPES = {"small": (20_000, 20, 1_000), "medium": (50_000, 50, 2_048), "large": (20_000, 512, 4_096)}
 K, L1, L0, BATCH, THREADS = 32, 1.0, 0.1, 1024, 2

@@ -12,22 +12,17 @@ import zarr
 from scipy import sparse
 
 from sae.core import backend_numba
+from sae.core import checkpoint as checkpoint_module
 from sae.core import train as module
 from sae.core.architectures import ARCHITECTURES
 from sae.core.backend import Settings
 from sae.core.backend_numba import NumbaBackend
 from sae.core.backend_torch import TorchBackend
+from sae.core.checkpoint import Checkpoint, CheckpointError
+from sae.core.initial import initial_directions, initial_weights
 from sae.core.preprocess import PREPROCESS, fit_scaling
-from sae.core.train import (
-    CheckpointError,
-    DivergedError,
-    Schedule,
-    initial_directions,
-    initial_weights,
-    make_backend,
-    nested_groups,
-    train,
-)
+from sae.core.schedule import Schedule
+from sae.core.train import DivergedError, make_backend, train
 
 N, D, TRUE, ACTIVE = 2000, 16, 24, 3
 WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
@@ -61,15 +56,15 @@ def trained(x, preprocess="center", *, n_val=200, patience=None, checkpoint=None
     """Train on all but the last rows."""
     rows = np.arange(x.shape[0])
     split = len(rows) - n_val
+    used = settings(**given)
     return train(
         x,
         fit_scaling(x, preprocess),
-        settings(**given),
+        used,
         train_rows=rows[:split],
         val_rows=rows[split:],
         patience=patience,
-        checkpoint=checkpoint,
-        identity=identity,
+        checkpoint=None if checkpoint is None else Checkpoint(checkpoint, used, identity),
         on_step=on_step,
     )
 
@@ -205,50 +200,7 @@ def test_calibration_is_on_held_out_cells_where_they_are_enough(x, architecture,
     assert autoencoder.encode(used).activations.nnz / len(used) == pytest.approx(ACTIVE, abs=0.02)
 
 
-# ---- Learning rate, pressure and the first weights
-
-
-@pytest.mark.parametrize("steps", [1, 2, 7, 100, 1000])
-def test_learning_rate_warms_up_stays_and_decays(steps):
-    schedule = Schedule(steps)
-    factors = np.array([schedule.factor(step) for step in range(steps)])
-    assert ((factors > 0) & (factors <= 1)).all()
-    warm_up, decay = max(1, round(0.05 * steps)), max(1, round(0.2 * steps))
-    np.testing.assert_allclose(factors[:warm_up], np.arange(1, warm_up + 1) / warm_up)
-    np.testing.assert_allclose(factors[steps - decay :], np.arange(decay, 0, -1) / decay)
-    assert (factors[warm_up : steps - decay] == 1).all()
-
-
-@pytest.mark.parametrize("steps", [1, 2, 7, 100, 1000])
-def test_pressure_grows_to_all_that_is_asked_for(steps):
-    schedule = Schedule(steps)
-    pressures = np.array([schedule.pressure(step) for step in range(steps)])
-    growing = max(1, round(module.PRESSURE * steps))
-    np.testing.assert_allclose(pressures[:growing], np.arange(1, growing + 1) / growing)
-    assert (pressures[growing - 1 :] == 1).all()
-
-
-def test_paper_has_one_learning_rate_and_full_pressure():
-    schedule = Schedule(50, constant=True)
-    assert {schedule.factor(step) for step in range(50)} == {schedule.pressure(step) for step in range(50)} == {1.0}
-
-
-@pytest.mark.parametrize("step", [9, 39, 78])
-def test_ending_early_decays_as_in_a_run_of_that_length(step):
-    schedule = Schedule(100)
-    schedule.end_early(step)
-    decay = round((step + 1) / 4)
-    assert schedule.steps == step + 1 + decay
-    factors = [schedule.factor(later) for later in range(step + 1, schedule.steps)]
-    np.testing.assert_allclose(factors, np.arange(decay, 0, -1) / decay)
-
-
-def test_ending_early_in_the_decay_changes_nothing():
-    schedule, other = Schedule(100), Schedule(100)
-    for step in (79, 90, 99):
-        schedule.end_early(step)
-    assert [schedule.factor(step) for step in range(100)] == [other.factor(step) for step in range(100)]
-    assert schedule.steps == 100
+# ---- Steps and the first weights
 
 
 @each_architecture
@@ -310,19 +262,6 @@ def test_paper_starts_from_uniform_weights(x, architecture):
         assert not start[name].any(), name
     shapes = {name: value.shape for name, value in start.items()}
     assert shapes == {"W_enc": (h, D), "b_enc": (h,), "W_dec": (h, D), "b_dec": (D,)}
-
-
-@pytest.mark.parametrize("n_features", [1, 8, 15, 16, 64, 100, 1024])
-@pytest.mark.parametrize("n_effective", [1.0, 5.9, 20.0, 200.0])
-def test_nested_groups_double_from_what_the_inputs_need(n_features, n_effective):
-    *inner, last = nested_groups(n_features, n_effective)
-    assert last == n_features
-    assert all(2 * one == other for one, other in zip(inner[:-1], inner[1:], strict=True))
-    if inner:
-        assert n_effective < inner[0]
-        assert inner[-1] < n_features <= 2 * inner[-1]
-    else:
-        assert n_features <= 2 * n_effective + 16
 
 
 # ---- What training achieves
@@ -677,7 +616,7 @@ def test_training_may_be_interrupted_again_and_again(x, tmp_path):
 
 
 def test_training_goes_on_from_the_last_checkpoint_after_a_crash(x, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(checkpoint_module, "SECONDS_BETWEEN", 0)
     path, whole = tmp_path / "state.npz", trained(x, steps=200)
     with pytest.raises(Boom):
         trained(x, checkpoint=path, steps=200, on_step=stopping_at(50, Boom()))

@@ -13,8 +13,8 @@ from scipy import sparse
 
 import sae
 from sae.core.architectures import ARCHITECTURES
+from sae.core.defaults import nested_groups
 from sae.core.preprocess import fit_scaling
-from sae.core.train import nested_groups
 
 WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
 CALIBRATED = ("batchtopk", "matryoshka")

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .backend import Settings
+from .defaults import nested_groups
 from .preprocess import Scaling
 from .rows import Matrix
-from .train import nested_groups, train
+from .train import train
 
 SHARES = (0.1, 0.12, 0.15, 0.18, 0.21, 0.25, 0.3, 0.36, 0.43, 0.52, 0.62)
 EXPLAINED = 0.01
@@ -48,10 +49,9 @@ def choose_k(
         tried[k] = trained.unexplained
         return tried[k] < EXPLAINED
 
-    low, high = 0, len(ks)
     if not ks or not explains(ks[-1]):
         return ChosenK(settings.k or 1, False, tried)
-    high = len(ks) - 1
+    low, high = 0, len(ks) - 1
     while low < high:
         middle = (low + high) // 2
         if explains(ks[middle]):

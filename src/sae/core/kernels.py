@@ -7,6 +7,8 @@ the order of the rows within a feature and of the features within a row, so no r
 
 Positive floats have the order of their bit patterns read as integers, bfloat16 as well as float32: the selection works
 on these integers, which lets the compiler use vector instructions.
+
+They share one file because numba's cache notices a change only in the file of the function that is called.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import numpy as np
 from .autoencoder import Autoencoder
 from .rows import Matrix, dense_rows, row_blocks
 
-Preprocess = Literal["auto", "damped", "center", "standardize", "whiten", "none"]
+Preprocess = Literal["damped", "center", "standardize", "whiten", "none"]
 PREPROCESS: tuple[str, ...] = get_args(Preprocess)
 WHITEN_MAX_INPUTS = 2_000
 WHITEN_MIN_CELLS_PER_INPUT = 10
@@ -35,7 +35,7 @@ class Scaling:
     Attributes
     ----------
     kind
-        Which one it is, never `"auto"`.
+        How it was made.
     mean
         (d,), float64.
     kept
@@ -46,7 +46,7 @@ class Scaling:
         Mean of ‖x − mean‖² over the cells, in the raw representation.
     """
 
-    kind: str
+    kind: Preprocess
     mean: np.ndarray
     kept: np.ndarray
     forward: np.ndarray
@@ -93,7 +93,7 @@ class Scaling:
         return replace(trained, **{name: value.astype(np.float32) for name, value in weights.items()})
 
 
-def fit_scaling(x: Matrix, kind: Preprocess, *, block_rows: int = 4096) -> Scaling:
+def fit_scaling(x: Matrix, kind: Preprocess | None = None, *, block_rows: int = 4096) -> Scaling:
     """Measure the scaling of a representation in one pass for the mean and one for the spread.
 
     Parameters
@@ -101,7 +101,7 @@ def fit_scaling(x: Matrix, kind: Preprocess, *, block_rows: int = 4096) -> Scali
     x
         (n, d), dense or CSR.
     kind
-        `"auto"`: `"damped"` for principal components, `"center"` for everything else.
+        By default `"damped"` for principal components and `"center"` for everything else.
         `"damped"`: principal components, each divided by its standard deviation and multiplied by (1 − ν/λ)³, the cube of
         the share of its variance λ that is not noise; ν = λ_d² / λ_{d/2} continues the logarithm of the spectrum by half
         its length. Without noise that is whitening.
@@ -111,7 +111,7 @@ def fit_scaling(x: Matrix, kind: Preprocess, *, block_rows: int = 4096) -> Scali
     """
     n, d = x.shape
     too_wide = d > WHITEN_MAX_INPUTS or n < WHITEN_MIN_CELLS_PER_INPUT * d
-    if kind == "auto" and (too_wide or d < FEWEST_COMPONENTS):
+    if kind is None and (too_wide or d < FEWEST_COMPONENTS):
         kind = "center"
     if kind in DECORRELATING and too_wide:
         raise ValueError(
@@ -123,7 +123,7 @@ def fit_scaling(x: Matrix, kind: Preprocess, *, block_rows: int = 4096) -> Scali
     for rows in row_blocks(n, block_rows):
         mean += dense_rows(x, rows).sum(axis=0, dtype=np.float64)
     mean /= n
-    paired = kind in (*DECORRELATING, "auto")
+    paired = kind is None or kind in DECORRELATING
     second = np.zeros((d, d) if paired else d)
     for rows in row_blocks(n, block_rows):
         centred = dense_rows(x, rows).astype(np.float64) - mean
@@ -131,7 +131,7 @@ def fit_scaling(x: Matrix, kind: Preprocess, *, block_rows: int = 4096) -> Scali
     second /= n
     variance = np.diag(second) if paired else second
     spread = np.sqrt(variance)
-    if kind == "auto":
+    if kind is None:
         kind = "damped" if _like_components(second) else "center"
     # Where columns keep their proportions, one that is negligible beside the widest counts as constant too.
     scale = np.abs(mean) if kind == "standardize" else np.maximum(np.abs(mean), spread.max())

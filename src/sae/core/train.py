@@ -1,19 +1,12 @@
-"""Training a sparse autoencoder: data order, learning rate, dead features, records, checkpoints."""
+"""Training a sparse autoencoder: the loop over batches, its records, dead features, and what it leaves."""
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import threading
-import time
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -23,21 +16,20 @@ from .autoencoder import Autoencoder
 from .backend import Arrays, Backend, Settings
 from .backend_numba import NumbaBackend
 from .backend_torch import TorchBackend
+from .checkpoint import Checkpoint
+from .initial import initial_weights, unit
 from .preprocess import Scaling
 from .rows import Matrix, read_rows, shuffled_batches
+from .schedule import Schedule
 
 N_RECORDS = 50
-MORE_THAN_INPUTS = 8
-INITIAL_NOISE = 1.0
 MAX_EVALUATED = 2048
 MIN_CALIBRATED, MAX_CALIBRATED = 1000, 8192
-WARM_UP, DECAY, PRESSURE = 0.05, 0.2, 0.3
-RESTART_UNTIL, RESTART_LENGTH = 0.5, 0.2
+N_RESTARTS, RESTART_UNTIL, RESTART_LENGTH = 20, 0.5, 0.2
 DEAD_AFTER_PASSES = 2
 IMPROVEMENT = 1e-3
 DIVERGED = 10
 """Times the loss before the first step."""
-CHECKPOINT_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -74,93 +66,6 @@ class DivergedError(FloatingPointError):
     """The loss became NaN, infinite or far worse than that of no features at all."""
 
 
-class CheckpointError(ValueError):
-    """A checkpoint belongs to other settings or other data."""
-
-
-class Schedule:
-    """Linear warm-up over the first 5 % of the steps, constant rate, linear decay over the last 20 %.
-
-    `end_early` lets the decay begin at once.
-    """
-
-    def __init__(self, steps: int, *, constant: bool = False):
-        self.steps, self.constant = steps, constant
-        self.decay = max(1, round(DECAY * steps))
-
-    def factor(self, step: int) -> float:
-        """Return the share of the peak learning rate for `step`, counted from 0."""
-        if self.constant:
-            return 1.0
-        warm_up = max(1, round(WARM_UP * self.steps))
-        return min(1.0, (step + 1) / warm_up, (self.steps - step) / self.decay)
-
-    def pressure(self, step: int) -> float:
-        """Return the share of the sparsity that is asked for: it grows linearly over the first 30 % of the steps."""
-        return 1.0 if self.constant else min(1.0, (step + 1) / max(1, round(PRESSURE * self.steps)))
-
-    def end_early(self, step: int) -> None:
-        """Let the decay begin after `step`, for as long as it would have taken in a run planned that way."""
-        if step + 1 < self.steps - self.decay:
-            self.decay = 1 if self.constant else max(1, round((step + 1) * DECAY / (1 - DECAY)))
-            self.steps = step + 1 + self.decay
-
-
-def nested_groups(n_features: int, n_effective: float) -> tuple[int, ...]:
-    """Widths of nested dictionaries: eight more than there are effective inputs, doubled up to `n_features`.
-
-    A narrower first one has to merge programs (arXiv:2505.11756), a wider one lets features of single cell types take
-    programs over.
-    """
-    width, widths = round(n_effective) + MORE_THAN_INPUTS, []
-    while width < n_features:
-        widths.append(width)
-        width *= 2
-    return (*widths, n_features)
-
-
-def initial_directions(y: np.ndarray, spread: np.ndarray, n_features: int, rng: np.random.Generator) -> np.ndarray:
-    """Unit directions of random cells (n, m), with noise of the same length and of the cells' spread (m,) added."""
-    cells = y[rng.integers(len(y), size=n_features)]
-    noise = rng.standard_normal(cells.shape) * spread
-    return _unit(_unit(cells) + INITIAL_NOISE * _unit(noise))
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    rows = rows.astype(np.float64)
-    return (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)).astype(np.float32)
-
-
-def initial_weights(y: np.ndarray, spread: np.ndarray, settings: Settings) -> Arrays:
-    """Return decoder and encoder along random cells `y` (n, m), biases 0; for the paper, uniform as torch's linear layers."""
-    rng = np.random.default_rng(settings.seed)
-    h, d = settings.n_features, y.shape[1]
-    if not settings.paper:
-        directions = initial_directions(y, spread, h, rng)
-        # Nested, features that start too strong push each other down in turn, and none of them stays dead.
-        nested = len(settings.groups) > 1
-        encoder = directions if nested else directions * _best_scale(y, directions, settings.k)
-        return {"W_enc": encoder, "b_enc": np.zeros(h), "W_dec": directions, "b_dec": np.zeros(d)}
-
-    def uniform(fan_in: int, *shape: int) -> np.ndarray:
-        return rng.uniform(-1, 1, shape) / fan_in**0.5
-
-    weights = {"W_enc": uniform(d, h, d), "b_enc": uniform(d, h), "W_dec": uniform(h, h, d), "b_dec": uniform(h, d)}
-    if settings.architecture != "vanilla":
-        weights.update(b_enc=np.zeros(h), b_dec=np.zeros(d))
-    return weights
-
-
-def _best_scale(y: np.ndarray, directions: np.ndarray, k: int | None) -> float:
-    """Return the factor for the encoder with which the start reconstructs cells `y` best: similar features add up."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        a = np.maximum(y @ directions.T, 0)
-        if k is not None and k < a.shape[1]:
-            a[a < np.partition(a, -k, axis=1)[:, -k, None]] = 0
-        y_hat = (a @ directions).astype(np.float64)
-        return float((y * y_hat).sum() / max(np.square(y_hat).sum(), 1e-12))
-
-
 def choose_device(device: str) -> str:
     """Return `device`, or for `"auto"` the fastest kind that this machine has."""
     if device != "auto":
@@ -185,8 +90,7 @@ def train(
     train_rows: np.ndarray,
     val_rows: np.ndarray,
     patience: int | None = None,
-    checkpoint: Path | None = None,
-    identity: str = "",
+    checkpoint: Checkpoint | None = None,
     on_step: Callable[[int, Record | None], object] | None = None,
 ) -> Trained:
     """Train an SAE on rows of a representation.
@@ -208,9 +112,7 @@ def train(
     patience
         End after so many of the 50 records without a gain of 0.1 % in the held-out FVU.
     checkpoint
-        File to keep the state in, about once a minute; where it exists, training goes on from it.
-    identity
-        Of the data: a checkpoint of another is refused.
+        Where to keep the state, about once a minute; where there is one already, training goes on from it.
     on_step
         Called after each step with its number and, at a record, the record.
     """
@@ -223,17 +125,19 @@ def train(
     with closing(make_backend(weights, settings)) as backend, _collected_interrupts() as interrupts:
         evaluated = [load(_spread(rows, MAX_EVALUATED)) for rows in (train_rows, val_rows)]
         worst = DIVERGED * _start_loss(backend, evaluated[0], settings)
-        pass_steps = -(-len(train_rows) // settings.batch_size)
-        idle = DEAD_AFTER_PASSES * pass_steps
+        idle = DEAD_AFTER_PASSES * -(-len(train_rows) // settings.batch_size)
         record_every = max(1, settings.steps // N_RECORDS)
-        restart_every = max(1, settings.steps // 20, idle)
+        restarts = _restart_steps(settings, idle)
         schedule = Schedule(settings.steps, constant=settings.paper)
-        history: list[Record] = []
-        first, interrupted = 0, False
-        if checkpoint is not None and checkpoint.exists():
-            first, history = _resume(checkpoint, backend, schedule, settings, identity)
-        saved_at, step = time.monotonic(), first - 1
+        first, rows = (0, []) if checkpoint is None else checkpoint.resume(backend, schedule)
+        history = [Record(int(row[0]), *row[1:]) for row in rows]
         stream = shuffled_batches(x, train_rows, settings.batch_size, seed=settings.seed, first=first)
+        step, interrupted = first - 1, False
+
+        def save() -> None:
+            if checkpoint is not None:
+                checkpoint.save(backend, schedule, [list(vars(record).values()) for record in history], step + 1)
+
         try:
             while step + 1 < schedule.steps:
                 if interrupts:
@@ -243,13 +147,8 @@ def train(
                 rate = settings.learning_rate * schedule.factor(step)
                 loss = backend.step(y, step, rate, schedule.pressure(step))
                 if not loss < worst:
-                    raise _diverged(f"The loss is {loss}", step, schedule, settings)
-                if (
-                    settings.k is None
-                    and not settings.paper
-                    and (step + 1) % restart_every == 0
-                    and step < RESTART_UNTIL * schedule.steps
-                ):
+                    raise _diverged(loss, step, schedule, settings)
+                if step in restarts:
                     _restart_dead(backend, y, step, idle, settings)
                 record = None
                 if (step + 1) % record_every == 0 or step + 1 == schedule.steps:
@@ -259,24 +158,21 @@ def train(
                     history.append(record)
                     if patience is not None and _stalled(history, patience):
                         schedule.end_early(step)
-                    if checkpoint is not None and time.monotonic() - saved_at > CHECKPOINT_SECONDS:
-                        _save(checkpoint, backend, schedule, history, step + 1, settings, identity)
-                        saved_at = time.monotonic()
+                    if checkpoint is not None and checkpoint.due:
+                        save()
                 if on_step is not None:
                     on_step(step, record)
         except KeyboardInterrupt:
             if step < 0:
                 raise
-            interrupted, ended = True, "interrupted"
-            if checkpoint is not None:
-                _save(checkpoint, backend, schedule, history, step + 1, settings, identity)
+            interrupted = True
+            save()
         if architecture.activation == "threshold" and architecture.sparsity == "k":
-            rows = val_rows if len(val_rows) >= MIN_CALIBRATED else train_rows
-            backend.calibrate(load(_spread(rows, MAX_CALIBRATED)))
-        judged = evaluated[-1] if len(val_rows) else evaluated[0]
+            calibrated = val_rows if len(val_rows) >= MIN_CALIBRATED else train_rows
+            backend.calibrate(load(_spread(calibrated, MAX_CALIBRATED)))
+        judged = evaluated[1 if len(val_rows) else 0]
         unexplained = float(np.square(backend.evaluate(judged)[0]).sum() / np.square(judged).sum())
-        if not interrupted:
-            ended = "early" if schedule.steps < settings.steps else "finished"
+        ended = "interrupted" if interrupted else "early" if schedule.steps < settings.steps else "finished"
         return Trained(scaling.fold(_export(backend, settings)), history, step + 1, unexplained, ended)
 
 
@@ -312,11 +208,19 @@ def _start_loss(backend: Backend, y: np.ndarray, settings: Settings) -> float:
     return float((loss + penalty) / y.shape[1] if settings.paper else loss + penalty)
 
 
-def _diverged(found: str, step: int, schedule: Schedule, settings: Settings) -> DivergedError:
+def _diverged(loss: float, step: int, schedule: Schedule, settings: Settings) -> DivergedError:
     return DivergedError(
-        f"{found} at step {step + 1} of {schedule.steps}. The learning rate of {settings.learning_rate:g} is probably "
+        f"The loss is {loss} at step {step + 1} of {schedule.steps}. The learning rate of {settings.learning_rate:g} is probably "
         f"too high: try learning_rate={settings.learning_rate / 10:g}."
     )
+
+
+def _restart_steps(settings: Settings, idle: int) -> range:
+    """Return the steps after which idle features start again: in the first half, and never where k keeps them busy."""
+    if settings.k is not None or settings.paper:
+        return range(0)
+    every = max(1, settings.steps // N_RESTARTS, idle)
+    return range(every - 1, int(RESTART_UNTIL * settings.steps), every)
 
 
 def _restart_dead(backend: Backend, y: np.ndarray, step: int, idle: int, settings: Settings) -> None:
@@ -332,7 +236,7 @@ def _restart_dead(backend: Backend, y: np.ndarray, step: int, idle: int, setting
     if not weights.sum() > 0:
         return
     rng = np.random.default_rng([settings.seed, step])
-    chosen = _unit(y[rng.choice(len(y), len(dead), p=weights / weights.sum())])
+    chosen = unit(y[rng.choice(len(y), len(dead), p=weights / weights.sum())])
     lengths = np.linalg.norm(np.delete(backend.weights()["W_enc"], dead, axis=0), axis=1)
     length = RESTART_LENGTH * (lengths.mean() if len(lengths) else 1.0)
     backend.restart(dead, chosen, float(length))
@@ -385,50 +289,3 @@ def _export(backend: Backend, settings: Settings) -> Autoencoder:
         k=settings.k if architecture.activation == "topk" else None,
         threshold=threshold,
     )
-
-
-def _signature(settings: Settings, identity: str) -> str:
-    return json.dumps({**asdict(settings), "groups": list(settings.groups), "data": identity}, sort_keys=True)
-
-
-def _save(
-    path: Path,
-    backend: Backend,
-    schedule: Schedule,
-    history: list[Record],
-    done: int,
-    settings: Settings,
-    identity: str,
-) -> None:
-    """Write a checkpoint; a crash while writing leaves the one before."""
-    partial = path.with_name(path.name + ".partial")
-    arrays: dict[str, Any] = {f"state.{name}": value for name, value in backend.state().items()}
-    arrays["signature"] = np.array(_signature(settings, identity))
-    arrays["progress"] = np.array([done, schedule.steps, schedule.decay])
-    records = np.array([list(vars(record).values()) for record in history])
-    arrays["history"] = records.reshape(-1, len(HISTORY_COLUMNS))
-    with partial.open("wb") as file:
-        np.savez(file, **arrays)
-    os.replace(partial, path)
-
-
-def _resume(
-    path: Path, backend: Backend, schedule: Schedule, settings: Settings, identity: str
-) -> tuple[int, list[Record]]:
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            saved = {name: archive[name] for name in archive.files}
-        signature, progress, records = str(saved["signature"]), saved["progress"], saved["history"]
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, AttributeError, TypeError) as error:
-        raise CheckpointError(
-            f"{path} is not a checkpoint of sae, or was damaged ({error}). Remove it to train from the start, or choose "
-            "another file."
-        ) from error
-    if signature != _signature(settings, identity):
-        raise CheckpointError(
-            f"The checkpoint {path} was written with other settings or other data. Repeat the settings, or choose another "
-            "file."
-        )
-    backend.load({name[len("state.") :]: value for name, value in saved.items() if name.startswith("state.")})
-    done, schedule.steps, schedule.decay = (int(number) for number in progress)
-    return done, [Record(int(row[0]), *row[1:].tolist()) for row in records]

@@ -23,16 +23,7 @@ if TYPE_CHECKING:
     from ..core.train import Record, Trained
 
 MIN_CELLS = 10
-CELLS_PER_FEATURE = 24
-FEATURES_PER_INPUT = 8
-N_FEATURES_RANGE = (64, 8192)
-K_SHARE, K_RANGE = 0.3, (4, 64)
-DEFAULT_L1 = 1.0
-DEFAULT_L0 = 0.1
-LEARNING_RATE, STEPS = 8e-3, 2500
-STEPS_TIMES_RATE = 9
 RECIPES = ("default", "paper")
-PAPER: dict[str, Any] = {"n_features": 10_000, "l1": 1e-3, "learning_rate": 1e-4, "batch_size": 128, "passes": 500}
 
 
 def fit(
@@ -183,16 +174,18 @@ def fit(
     """
     from scanpy import logging as logg
 
-    from ..core.train import HISTORY_COLUMNS
+    from ..core.checkpoint import Checkpoint
+    from ..core.defaults import choose_settings
+    from ..core.train import HISTORY_COLUMNS, choose_device
 
     held = holder(data, mod)
     _schema.check_key(key_added, held)
     if key_added == use_rep:
         raise ValueError(f"key_added={key_added!r} is also the representation to train on, which it would replace.")
     _check_choices(architecture, preprocess, recipe, validation)
+    _check_sparsity(architecture, k=k, l1=l1, l0=l0)
     _check_positive(n_features=n_features, k=None if k == "auto" else k, learning_rate=learning_rate, steps=steps)
     _check_positive(batch_size=batch_size, early_stopping=early_stopping)
-    _check_sparsity(architecture, k=k, l1=l1, l0=l0)
     found = representation(held, use_rep, layer)
     x, (n, d) = found.matrix, found.matrix.shape
     if n < MIN_CELLS:
@@ -200,11 +193,11 @@ def fit(
 
     seed = int(np.random.default_rng(rng).integers(2**31)) if not isinstance(rng, int | np.integer) else int(rng)
     train_rows, val_rows = _split(n, validation, seed, found.where)
-    scaling = fit_scaling(x, preprocess or ("none" if recipe == "paper" else "auto"))
+    scaling = fit_scaling(x, "none" if preprocess is None and recipe == "paper" else preprocess)
     if len(scaling.kept) < d:
         logg.warning(f"{d - len(scaling.kept)} of {d} columns of {found.where} are constant; they get zero weight.")
 
-    settings = _settings(
+    settings = choose_settings(
         n,
         d,
         architecture=architecture,
@@ -219,10 +212,11 @@ def fit(
         batch_size=batch_size,
         n_train=len(train_rows),
         seed=seed,
-        device=device,
+        device=choose_device(device),
     )
     start = logg.info(f"training {settings.n_features} features on {found.where} ({n} × {d})")
     cells = fingerprint(held, x)
+    identity = f"{cells} {n} {scaling.kind} {validation}"
     choice: dict[str, Any] = {}
     if k == "auto":
         settings, choice = _with_chosen_k(x, scaling, settings, train_rows, val_rows)
@@ -234,31 +228,23 @@ def fit(
         train_rows=train_rows,
         val_rows=val_rows,
         patience=early_stopping,
-        checkpoint=None if checkpoint is None else Path(checkpoint),
-        identity=f"{cells} {n} {scaling.kind} {validation}",
+        checkpoint=None if checkpoint is None else Checkpoint(Path(checkpoint), settings, identity),
     )
     if trained.ended == "interrupted":
         logg.warning(f"interrupted after {trained.steps} of {settings.steps} steps; what was trained so far is kept.")
 
-    (fvu, l0_found), (val_fvu, val_l0) = _goodness(trained.autoencoder, x, (train_rows, val_rows), scaling.variance)
     params = {
         **_stored_settings(settings),
         **choice,
+        **_stored_scaling(scaling, d),
+        **_goodness(trained.autoencoder, x, train_rows, val_rows, scaling.variance),
         "recipe": recipe,
         "steps": trained.steps,
         "ended": trained.ended,
         "use_rep": None if layer is not None else (use_rep or "X_pca"),
         "layer": layer,
-        "preprocess": scaling.kind,
         "validation": float(validation),
         "n_obs": n,
-        "n_constant_inputs": d - len(scaling.kept),
-        "input_scale": float(scaling.forward[0]) if scaling.kind in ("center", "none") else None,
-        "variance": scaling.variance,
-        "fvu": fvu,
-        "l0": l0_found,
-        "val_fvu": val_fvu,
-        "val_l0": val_l0,
         "fingerprint": cells,
         "version": importlib.metadata.version("scsae"),
     }
@@ -275,8 +261,8 @@ def fit(
     logg.info(
         "    finished",
         time=start,
-        deep=f"added\n    {held.where}.uns[{key_added!r}], the SAE: FVU {fvu:.3f} "
-        f"(held out {val_fvu:.3f}), {l0_found:.1f} active features per cell",
+        deep=f"added\n    {held.where}.uns[{key_added!r}], the SAE: FVU {params['fvu']:.3f} "
+        f"(held out {params['val_fvu']:.3f}), {params['l0']:.1f} active features per cell",
     )
 
 
@@ -287,55 +273,6 @@ def _split(n: int, validation: float, seed: int, where: str) -> tuple[np.ndarray
     if n_val == n:
         raise ValueError(f"validation={validation} holds out all {n} cells of {where}. Lower it.")
     return np.sort(shuffled[n_val:]), np.sort(shuffled[:n_val])
-
-
-def _settings(
-    n: int,
-    d: int,
-    *,
-    architecture: str,
-    paper: bool,
-    n_effective: float,
-    n_features: int | None,
-    k: int | Literal["auto"] | None,
-    l1: float | None,
-    l0: float | None,
-    learning_rate: float | None,
-    steps: int | None,
-    batch_size: int | None,
-    n_train: int,
-    seed: int,
-    device: str,
-) -> Settings:
-    """Choose from the size of the data what was not given."""
-    from ..core.backend import Settings
-    from ..core.train import choose_device, nested_groups
-
-    sparsity = ARCHITECTURES[architecture].sparsity
-    n_features = n_features or (PAPER["n_features"] if paper else default_n_features(n, d))
-    batch_size = min(batch_size or (PAPER["batch_size"] if paper else default_batch_size(n)), n_train)
-    learning_rate = float(
-        learning_rate or (PAPER["learning_rate"] if paper else default_learning_rate(sparsity, n_features))
-    )
-    one_pass = -(-n_train // batch_size)
-    if sparsity == "k":
-        k = k if isinstance(k, int | np.integer) else default_k(d, n_features)
-        if k > n_features:
-            raise ValueError(f"k={k} is larger than n_features={n_features}. Choose k up to the number of features.")
-    return Settings(
-        architecture=architecture,
-        n_features=n_features,
-        groups=nested_groups(n_features, n_effective) if architecture == "matryoshka" else (n_features,),
-        k=int(k) if sparsity == "k" and k is not None else None,
-        l1=(PAPER["l1"] if paper else DEFAULT_L1) if sparsity == "l1" and l1 is None else l1,
-        l0=DEFAULT_L0 if sparsity == "l0" and l0 is None else l0,
-        learning_rate=learning_rate,
-        steps=steps or (PAPER["passes"] * one_pass if paper else max(default_steps(sparsity, learning_rate), one_pass)),
-        batch_size=batch_size,
-        seed=seed,
-        device=choose_device(device),
-        paper=paper,
-    )
 
 
 def _with_chosen_k(
@@ -372,6 +309,15 @@ def _stored_settings(settings: Settings) -> dict[str, Any]:
     }
 
 
+def _stored_scaling(scaling: Scaling, d: int) -> dict[str, Any]:
+    return {
+        "preprocess": scaling.kind,
+        "n_constant_inputs": d - len(scaling.kept),
+        "input_scale": float(scaling.forward[0]) if scaling.kind in ("center", "none") else None,
+        "variance": scaling.variance,
+    }
+
+
 def _stored_weights(trained: Autoencoder, input_names: np.ndarray | None) -> dict[str, np.ndarray]:
     weights: dict[str, np.ndarray] = {name: getattr(trained, name) for name in _schema.WEIGHTS}
     if trained.threshold is not None:
@@ -379,33 +325,6 @@ def _stored_weights(trained: Autoencoder, input_names: np.ndarray | None) -> dic
     if input_names is not None:
         weights["input_names"] = input_names.astype(object)
     return weights
-
-
-def default_n_features(n: int, d: int) -> int:
-    """Largest power of two that leaves 24 cells a feature, within 64 and the power of two from 8 d on (≤ 8,192)."""
-    low, high = N_FEATURES_RANGE
-    widest = max(low, min(high, 2 ** int(np.ceil(np.log2(FEATURES_PER_INPUT * d)))))
-    return int(np.clip(2 ** int(np.log2(max(n // CELLS_PER_FEATURE, 1))), low, widest))
-
-
-def default_k(d: int, n_features: int) -> int:
-    """Three tenths of the embedding's width, between 4 and 64, at most a fourth of the features and at least 1."""
-    return max(1, min(int(np.clip(round(K_SHARE * d), *K_RANGE)), n_features // 4))
-
-
-def default_learning_rate(sparsity: str, n_features: int) -> float:
-    """Return 8e-3 where k is set, else 2e-4 · √(16384 / h)."""
-    return LEARNING_RATE if sparsity == "k" else float(2e-4 * np.sqrt(16384 / n_features))
-
-
-def default_steps(sparsity: str, learning_rate: float) -> int:
-    """Return 2,500 where k is set, else 9 over the learning rate."""
-    return STEPS if sparsity == "k" else round(STEPS_TIMES_RATE / learning_rate)
-
-
-def default_batch_size(n: int) -> int:
-    """Return 256 below 100,000 cells, 1,024 below a million, else 4,096."""
-    return 256 if n < 100_000 else 1024 if n < 1_000_000 else 4096
 
 
 def _check_positive(**settings: float | None) -> None:
@@ -440,7 +359,7 @@ def _check_sparsity(architecture: str, **given: float | str | None) -> None:
             raise ValueError(f"architecture={architecture!r} is made sparse by {sparsity}=, not by {name}=.")
         if name == "k" and isinstance(value, str) and value != "auto":
             raise ValueError(f"k={value!r} is neither a number of features nor 'auto'.")
-        if not isinstance(value, str) and value < 0:
+        if name != "k" and not isinstance(value, str) and value < 0:
             raise ValueError(f"{name}={value} is negative; the penalty must be 0 or more.")
 
 
@@ -460,16 +379,16 @@ def _train_with_bar(x: Matrix, scaling: Scaling, settings: Settings, progress: b
 
 
 def _goodness(
-    trained: Autoencoder, x: Matrix, parts: tuple[np.ndarray, ...], variance: float
-) -> list[tuple[float, float]]:
-    """Return FVU and L0 of the folded weights on some cells each; NaN for none."""
+    trained: Autoencoder, x: Matrix, train_rows: np.ndarray, val_rows: np.ndarray, variance: float
+) -> dict[str, float]:
+    """Return FVU and L0 of the folded weights on the cells of training and on those held out, NaN for none."""
     squared_error, n_active = np.empty(x.shape[0]), np.empty(x.shape[0])
     start = 0
     for block in trained.encode_blocks(x):
         rows = slice(start, start := start + len(block.squared_error))
         squared_error[rows], n_active[rows] = block.squared_error, np.diff(block.activations.indptr)
-    nothing = (float("nan"), float("nan"))
-    return [
-        (float(squared_error[rows].mean() / variance), float(n_active[rows].mean())) if len(rows) else nothing
-        for rows in parts
-    ]
+    goodness = {}
+    for prefix, part in (("", train_rows), ("val_", val_rows)):
+        goodness[f"{prefix}fvu"] = float(squared_error[part].mean() / variance) if len(part) else float("nan")
+        goodness[f"{prefix}l0"] = float(n_active[part].mean()) if len(part) else float("nan")
+    return goodness

@@ -1,0 +1,80 @@
+"""A file that training can go on from."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .backend import Backend, Settings
+from .schedule import Schedule
+
+SECONDS_BETWEEN = 60.0
+
+
+class CheckpointError(ValueError):
+    """A file that is no checkpoint, or one of other settings or other data."""
+
+
+class Checkpoint:
+    """State of one training run on disk: what its next step depends on, its schedule and its history.
+
+    Parameters
+    ----------
+    path
+        Where it is kept; nothing is written until `save`.
+    settings, identity
+        Of the run and of its data: a file written with others is refused.
+    """
+
+    def __init__(self, path: Path, settings: Settings, identity: str):
+        self.path = path
+        self._signature = json.dumps({**asdict(settings), "data": identity}, sort_keys=True)
+        self._saved_at = time.monotonic()
+
+    @property
+    def due(self) -> bool:
+        """Whether the last one is a minute old."""
+        return time.monotonic() - self._saved_at > SECONDS_BETWEEN
+
+    def save(self, backend: Backend, schedule: Schedule, history: Sequence[Sequence[float]], done: int) -> None:
+        """Write the state after `done` steps; a crash while writing leaves the file before."""
+        arrays: dict[str, Any] = {f"state.{name}": value for name, value in backend.state().items()}
+        arrays["signature"] = np.array(self._signature)
+        arrays["progress"] = np.array([done, schedule.steps, schedule.decay])
+        arrays["history"] = np.array(history)
+        partial = self.path.with_name(self.path.name + ".partial")
+        with partial.open("wb") as file:
+            np.savez(file, **arrays)
+        os.replace(partial, self.path)
+        self._saved_at = time.monotonic()
+
+    def resume(self, backend: Backend, schedule: Schedule) -> tuple[int, list[list[float]]]:
+        """Bring a run to the saved state; return its number of steps and its history, none where there is no file."""
+        if not self.path.exists():
+            return 0, []
+        try:
+            with self.path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+                saved = {name: archive[name] for name in archive.files}
+            signature, progress, history = str(saved["signature"]), saved["progress"], saved["history"]
+        except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, AttributeError, TypeError) as error:
+            raise CheckpointError(
+                f"{self.path} is not a checkpoint of sae, or was damaged ({error}). Remove it to train from the start, or "
+                "choose another file."
+            ) from error
+        if signature != self._signature:
+            raise CheckpointError(
+                f"The checkpoint {self.path} was written with other settings or other data. Repeat the settings, or choose "
+                "another file."
+            )
+        backend.load({name[len("state.") :]: value for name, value in saved.items() if name.startswith("state.")})
+        done, schedule.steps, schedule.decay = (int(number) for number in progress)
+        return done, history.tolist()
