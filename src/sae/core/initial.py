@@ -28,10 +28,9 @@ def initial_weights(y: np.ndarray, spread: np.ndarray, settings: Settings) -> Ar
     h, d = settings.n_features, y.shape[1]
     if not settings.paper:
         directions = initial_directions(y, spread, h, rng)
-        # Nested, features that start too strong push each other down in turn, and none of them stays dead.
-        nested = len(settings.groups) > 1
-        encoder = directions if nested else directions * _best_scale(y, directions, settings.k)
-        return {"W_enc": encoder, "b_enc": np.zeros(h), "W_dec": directions, "b_dec": np.zeros(d)}
+        # Nested dictionaries reconstruct several times over: features that start too strong push each other down and die.
+        scale = _best_scale(y, directions, settings.k) ** (2 if len(settings.groups) > 1 else 1)
+        return {"W_enc": directions * scale, "b_enc": np.zeros(h), "W_dec": directions, "b_dec": np.zeros(d)}
 
     def uniform(fan_in: int, *shape: int) -> np.ndarray:
         return rng.uniform(-1, 1, shape) / fan_in**0.5

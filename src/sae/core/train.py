@@ -25,7 +25,9 @@ from .schedule import Schedule
 N_RECORDS = 50
 MAX_EVALUATED = 2048
 MIN_CALIBRATED, MAX_CALIBRATED = 1000, 8192
-N_RESTARTS, RESTART_UNTIL, RESTART_LENGTH = 20, 0.5, 0.2
+N_RESTARTS, RESTART_EVERY, RESTART_UNTIL = 50, 50, 0.8
+RESTART_SHARE, WORTH_A_RESTART = 10, 0.01
+RESTART_LENGTH, RESTART_LENGTH_PENALISED = 1.0, 0.2
 DEAD_AFTER_PASSES = 2
 IMPROVEMENT = 1e-3
 DIVERGED = 10
@@ -216,30 +218,33 @@ def _diverged(loss: float, step: int, schedule: Schedule, settings: Settings) ->
 
 
 def _restart_steps(settings: Settings, idle: int) -> range:
-    """Return the steps after which idle features start again: in the first half, and never where k keeps them busy."""
-    if settings.k is not None or settings.paper:
+    """Return the steps after which idle features start again: none near the end, where they could not learn any more."""
+    if settings.paper:
         return range(0)
-    every = max(1, settings.steps // N_RESTARTS, idle)
+    every = max(RESTART_EVERY, settings.steps // N_RESTARTS, idle)
     return range(every - 1, int(RESTART_UNTIL * settings.steps), every)
 
 
 def _restart_dead(backend: Backend, y: np.ndarray, step: int, idle: int, settings: Settings) -> None:
-    """Point features that were idle for so many steps at cells that are badly reconstructed, the worst most often.
+    """Point features that were idle for so many steps at what is missing in badly reconstructed cells, the worst most often.
 
-    Their encoders get a fifth of the mean length of the others (Bricken et al. 2023).
+    At most a tenth of all features at a time, those idle longest first. Their encoders get the mean length of the others, or a fifth where a penalty has to hold them down (Bricken et al.
+    2023). Where almost nothing is missing, spare features stay dead.
     """
     dead = np.flatnonzero(step - backend.last_fired >= idle)
     if len(dead) == 0:
         return
     residuals, _ = backend.evaluate(y)
-    weights = np.square(residuals, dtype=np.float64).sum(axis=1)
-    if not weights.sum() > 0:
+    errors = np.square(residuals, dtype=np.float64).sum(axis=1)
+    if not errors.sum() > WORTH_A_RESTART * np.square(y, dtype=np.float64).sum():
         return
-    rng = np.random.default_rng([settings.seed, step])
-    chosen = unit(y[rng.choice(len(y), len(dead), p=weights / weights.sum())])
     lengths = np.linalg.norm(np.delete(backend.weights()["W_enc"], dead, axis=0), axis=1)
-    length = RESTART_LENGTH * (lengths.mean() if len(lengths) else 1.0)
-    backend.restart(dead, chosen, float(length))
+    most = min(max(1, settings.n_features // RESTART_SHARE), np.count_nonzero(errors))
+    dead = dead[np.argsort(backend.last_fired[dead], kind="stable")[:most]]
+    rng = np.random.default_rng([settings.seed, step])
+    missing = -residuals[rng.choice(len(y), len(dead), replace=False, p=errors / errors.sum())]
+    length = RESTART_LENGTH if settings.k is not None else RESTART_LENGTH_PENALISED
+    backend.restart(dead, unit(missing), length * float(lengths.mean() if len(lengths) else 1.0))
 
 
 def _stalled(history: list[Record], patience: int) -> bool:
