@@ -226,23 +226,23 @@ def _restart_steps(settings: Settings, idle: int) -> range:
 
 
 def _restart_dead(backend: Backend, y: np.ndarray, step: int, idle: int, settings: Settings) -> None:
-    """Point features that were idle for so many steps at what is missing in badly reconstructed cells, the worst most often.
+    """Point features that were idle for so many steps at what is missing in the reconstruction of random cells.
 
-    At most a tenth of all features at a time, those idle longest first. Their encoders get the mean length of the others, or a fifth where a penalty has to hold them down (Bricken et al.
-    2023). Where almost nothing is missing, spare features stay dead.
+    At most a tenth of all features at a time, those idle longest first. Their encoders get the mean length of the others,
+    or a fifth of it where a penalty has to hold them down (Bricken et al. 2023). Where almost nothing is missing, spare
+    features stay dead.
     """
     dead = np.flatnonzero(step - backend.last_fired >= idle)
     if len(dead) == 0:
         return
     residuals, _ = backend.evaluate(y)
-    errors = np.square(residuals, dtype=np.float64).sum(axis=1)
-    if not errors.sum() > WORTH_A_RESTART * np.square(y, dtype=np.float64).sum():
+    if not np.square(residuals, dtype=np.float64).sum() > WORTH_A_RESTART * np.square(y, dtype=np.float64).sum():
         return
     lengths = np.linalg.norm(np.delete(backend.weights()["W_enc"], dead, axis=0), axis=1)
-    most = min(max(1, settings.n_features // RESTART_SHARE), np.count_nonzero(errors))
+    most = min(max(1, settings.n_features // RESTART_SHARE), len(y))
     dead = dead[np.argsort(backend.last_fired[dead], kind="stable")[:most]]
     rng = np.random.default_rng([settings.seed, step])
-    missing = -residuals[rng.choice(len(y), len(dead), replace=False, p=errors / errors.sum())]
+    missing = -residuals[rng.choice(len(y), len(dead), replace=False)]
     length = RESTART_LENGTH if settings.k is not None else RESTART_LENGTH_PENALISED
     backend.restart(dead, unit(missing), length * float(lengths.mean() if len(lengths) else 1.0))
 
