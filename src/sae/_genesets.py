@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import gzip
 import re
-from collections.abc import Iterable, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import pandas as pd
@@ -83,16 +86,29 @@ def read_net(net: Net) -> pd.DataFrame:
     return table.reset_index(drop=True)
 
 
+@contextmanager
+def open_text(path: str | Path) -> Iterator[TextIO]:
+    """Open a text file, plain or gzipped; which of the two its first bytes tell, whatever its name."""
+    path = Path(path)
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    opened = gzip.open(path, "rt", encoding="utf-8-sig") if packed else path.open(encoding="utf-8-sig")
+    try:
+        with opened as lines:
+            yield lines
+    except (EOFError, UnicodeDecodeError, gzip.BadGzipFile, zlib.error) as error:
+        error.add_note(f"{path} is not readable as text in UTF-8, plain or gzipped. Is the download complete?")
+        raise
+
+
 def read_gmt(path: str | Path) -> dict[str, list[str]]:
     """Read a GMT file, plain or gzipped: a line per set with name, description and genes, separated by tabs.
 
     A name that is an identifier with a description that is none ("GO:0030218", "erythrocyte differentiation") becomes
     "erythrocyte differentiation (GO:0030218)".
     """
-    path = Path(path)
-    opened = gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else path.open(encoding="utf-8-sig")
     sets: dict[str, list[str]] = {}
-    with opened as lines:
+    with open_text(path) as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
