@@ -19,10 +19,10 @@ import sae
 SOURCE = Path(sae.__file__).parent
 PUBLIC = {
     f"{module.__name__.removeprefix('sae.')}.{name}": getattr(module, name)
-    for module in (sae.tl, sae.pl, sae.get, sae.datasets)
+    for module in (sae.tl, sae.pl, sae.get, sae.io, sae.datasets)
     for name in module.__all__
 }
-ON_DATA = {name: function for name, function in PUBLIC.items() if not name.startswith("datasets.")}
+ON_DATA = {name: function for name, function in PUBLIC.items() if not name.startswith(("datasets.", "io.read_"))}
 MOST_POSITIONAL = 3
 
 
@@ -65,7 +65,8 @@ def test_the_api_is_what_is_promised():
     assert verbs <= set(sae.tl.__all__)
     assert {"activations", "features", "model", "decoder", "genes", "enrichment", "labels"} <= set(sae.get.__all__)
     assert {"immune_markers", "pbmc68k", "simulate_programs", "simulate_small"} <= set(sae.datasets.__all__)
-    for module in (sae, sae.tl, sae.pl, sae.get, sae.datasets):
+    assert {"read_gmt", "read_go"} <= set(sae.io.__all__)
+    for module in (sae, sae.tl, sae.pl, sae.get, sae.io, sae.datasets):
         assert module.__all__ == sorted(module.__all__)
 
 
@@ -146,7 +147,8 @@ ALLOWED = {
     "_data": {"core", "_schema", "_genesets"},
     "_genesets": {"core", "_schema", "_data"},
     "get": {"_schema", "_data", "core"},
-    "io": {"_schema", "_data", "core"},
+    "_ontology": {"_data", "_genesets"},
+    "io": {"_schema", "_data", "_genesets", "_ontology", "core"},
     "datasets": {"core", "datasets"},
     "models": {"core", "models"},
     "tl": {"_schema", "_data", "_genesets", "_progress", "get", "io", "datasets", "models", "core"},
@@ -231,6 +233,8 @@ def test_imports(path):
         ("pl/_history.py", "from ..tl import fit", False),
         ("get.py", "from .core.autoencoder import Autoencoder", True),
         ("get.py", "from .tl import fit", False),
+        ("io.py", "from ._genesets import read_gmt", True),
+        ("io.py", "from .tl import enrich", False),
         ("_data.py", "from . import _schema", True),
         ("_data.py", "from .get import model", False),
         ("datasets/_a.py", "from .._data import listing", False),

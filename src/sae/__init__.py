@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from . import datasets, get, pl, tl
+from . import datasets, get, io, pl, tl
 
-__all__ = ["datasets", "get", "pl", "tl"]
+__all__ = ["datasets", "get", "io", "pl", "tl"]
 __version__ = version("scsae")

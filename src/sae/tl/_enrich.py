@@ -61,7 +61,8 @@ def enrich(
         AnnData, or MuData with `mod` (or `var_mod`, for an SAE on the MuData itself), with activations.
     net
         Gene sets: a table with the columns `source` (set), `target` (gene) and optionally `weight`, as decoupler has it;
-        a dict of gene lists; or the path of a GMT file (may be gzipped).
+        a dict of gene lists; or the path of a GMT file (may be gzipped). :func:`sae.io.read_go` makes such a table from the
+        Gene Ontology's files.
     key
         Name of the SAE.
     method
