@@ -8,7 +8,9 @@ from hypothesis.extra import numpy as st_np
 from scipy import sparse, stats
 
 from sae.core import differential as module
+from sae.core import moments
 from sae.core.differential import Differential, differential
+from sae.core.groups import active_groups
 
 LAYOUTS = {"dense": np.asarray, "csr": sparse.csr_matrix}
 each_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
@@ -29,7 +31,7 @@ def activity(n=50, h=7, *, seed=1):
 def compared(a, x, *, log_base=np.e, pseudocount=0.1, min_cells=2) -> Differential:
     """All blocks as one."""
     options = {"log_base": log_base, "pseudocount": pseudocount, "min_cells": min_cells}
-    blocks = list(differential(sparse.csr_matrix(a), x, **options))
+    blocks = list(differential(active_groups(sparse.csr_matrix(a)), x, **options))
     assert blocks
     return Differential(**{name: np.concatenate([vars(block)[name] for block in blocks]) for name in vars(blocks[0])})
 
@@ -38,7 +40,7 @@ def compared(a, x, *, log_base=np.e, pseudocount=0.1, min_cells=2) -> Differenti
 def small_blocks(monkeypatch):
     """Three features at a time over chunks of eight cells."""
     monkeypatch.setattr(module, "BLOCK_VALUES", 3 * 12)
-    monkeypatch.setattr(module, "CHUNK_ROWS", 8)
+    monkeypatch.setattr(moments, "CHUNK_ROWS", 8)
 
 
 def assert_as_scipy(found, a, x, rtol=1e-9):
@@ -54,7 +56,7 @@ def assert_as_scipy(found, a, x, rtol=1e-9):
 def test_score_and_p_are_those_of_scipy_over_several_blocks(layout, small_blocks):
     a, x = activity(), expression()
     options = {"log_base": np.e, "pseudocount": 0.1, "min_cells": 2}
-    blocks = list(differential(sparse.csr_matrix(a), layout(x), **options))
+    blocks = list(differential(active_groups(sparse.csr_matrix(a)), layout(x), **options))
     assert [len(block.features) for block in blocks] == [3, 3, 1]
     found = compared(a, layout(x))
     np.testing.assert_array_equal(found.features, np.arange(7))
@@ -66,7 +68,7 @@ def test_blocks_do_not_change_the_result(layout, monkeypatch):
     a, x = activity(), expression()
     at_once = compared(a, layout(x))
     monkeypatch.setattr(module, "BLOCK_VALUES", 1)
-    monkeypatch.setattr(module, "CHUNK_ROWS", 3)
+    monkeypatch.setattr(moments, "CHUNK_ROWS", 3)
     for name, values in vars(at_once).items():
         np.testing.assert_allclose(vars(compared(a, layout(x)))[name], values, rtol=1e-12, err_msg=name)
 
@@ -131,13 +133,21 @@ def test_gene_absent_from_one_group_is_tested(layout):
 def test_features_need_enough_active_and_inactive_cells(min_cells, features):
     n_active = [0, 1, 2, 5, 15, 19, 20]
     a = sparse.csr_matrix((np.arange(20)[:, None] < n_active).astype(np.float32))
-    blocks = list(differential(a, expression(n=20), log_base=None, pseudocount=1, min_cells=min_cells))
+    blocks = list(
+        differential(
+            active_groups(sparse.csr_matrix(a)), expression(n=20), log_base=None, pseudocount=1, min_cells=min_cells
+        )
+    )
     assert [feature for block in blocks for feature in block.features] == features
 
 
 def test_one_cell_is_not_a_group():
     with pytest.raises(ValueError, match="min_cells=1 is below 2"):
-        list(differential(activity(), expression(), log_base=None, pseudocount=1, min_cells=1))
+        list(
+            differential(
+                active_groups(sparse.csr_matrix(activity())), expression(), log_base=None, pseudocount=1, min_cells=1
+            )
+        )
 
 
 @pytest.mark.parametrize("value", [0, -1])

@@ -27,6 +27,12 @@ class Groups:
         return self.active.shape[1] - self.active.getnnz(axis=1)
 
 
+def active_groups(a: sparse.csr_matrix) -> Groups:
+    """Compare the cells where a feature is above zero with all others."""
+    active = sparse.csr_matrix((a > 0).T)
+    return Groups(active, active)
+
+
 def percentile_groups(a: sparse.csr_matrix, percentile: float = 99) -> Groups:
     """Select the cells where a feature is above a percentile of its activation over all cells.
 

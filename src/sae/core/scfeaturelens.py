@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse, special
 
+from .moments import Moments
 from .statistics import benjamini_hochberg, welch
 
 PADJ, RELAXED_PADJ = 1e-5, 0.05
@@ -14,18 +15,6 @@ FOLD_CHANGE = 2.0
 KEPT = 0.05
 TIE = np.log1p(1e-7)
 """Outcomes that are at most this much more likely, in logarithms, count as equally likely (the rule of SciPy)."""
-
-
-@dataclass(frozen=True)
-class Moments:
-    """One group of cells for each feature of a block."""
-
-    n: np.ndarray
-    """(features, 1)"""
-    mean: np.ndarray
-    """(features, genes)"""
-    variance: np.ndarray
-    """(features, genes), unbiased; exactly 0 for a gene that is constant in the group."""
 
 
 @dataclass(frozen=True)

@@ -117,6 +117,7 @@ def enrich(
     from scanpy import logging as logg
 
     from ..core.differential import differential
+    from ..core.groups import active_groups
 
     _check(method, collection, max_padj, min_log2fc, min_size, max_size, n_sets)
     held = holder(data, mod)
@@ -135,7 +136,7 @@ def enrich(
     parts = []
     with progress_bar(a.shape[1], "enrich", "feature", shown=progress) as bar:
         for block in differential(
-            a[rows], matrix, log_base=expressed.log_base, pseudocount=pseudocount, min_cells=min_cells
+            active_groups(a[rows]), matrix, log_base=expressed.log_base, pseudocount=pseudocount, min_cells=min_cells
         ):
             listed = _Listed(block, sets, genes, max_padj, min_log2fc, n_sets)
             parts.extend(rows_of(listed))

@@ -91,6 +91,7 @@ def rank_genes(
     from scanpy import logging as logg
 
     from ..core.differential import differential
+    from ..core.groups import active_groups
 
     if n_genes is not None and n_genes < 1:
         raise ValueError(f"n_genes={n_genes} is below 1. Pass the number of genes per feature and direction, or None.")
@@ -101,7 +102,11 @@ def rank_genes(
     with progress_bar(a.shape[1], "genes", "feature", shown=progress) as bar:
         blocks = []
         for block in differential(
-            a[rows], expressed.matrix, log_base=expressed.log_base, pseudocount=pseudocount, min_cells=min_cells
+            active_groups(a[rows]),
+            expressed.matrix,
+            log_base=expressed.log_base,
+            pseudocount=pseudocount,
+            min_cells=min_cells,
         ):
             blocks.append(_best_genes(block, n_genes))
             bar.update(len(block.features))

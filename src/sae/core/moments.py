@@ -1,0 +1,247 @@
+"""Counts, sums and squares of every gene over the cells of many groups at once, in chunks of rows.
+
+For every gene, its cells are visited once, and each adds its value to the groups that it belongs to: the sums of one gene
+over 5,000 groups stay in the processor's cache. Values are summed in float64 in the order of the cells by one thread, so that
+no result depends on the number of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numba import float64, njit
+from scipy import sparse
+
+from .groups import Groups
+from .rows import Matrix, row_blocks
+from .workers import Workers, available_threads
+
+CHUNK_VALUES = 16_000_000
+"""Values of a dense matrix read at a time, in float64 (128 MB)."""
+CHUNK_ROWS = 8192
+GENES_PER_TASK = 128
+SUM_VALUES = 75_000_000
+"""Groups × genes whose two sums are held at a time (1.2 GB)."""
+ROUNDING = 1e-13
+"""A variance below this share of the mean square is what rounding leaves of zero."""
+IMPRECISE = 1e5
+"""Beyond this ratio of mean to standard deviation, float64 sums leave a variance less than six digits."""
+
+_compiled: Any = njit(nogil=True, cache=True)
+
+
+@dataclass(frozen=True)
+class Genes:
+    """What one pass over the cells tells of each gene; all arrays (genes,).
+
+    Attributes
+    ----------
+    mean, varies
+        Over all cells; whether the values differ at all.
+    shift
+        What is subtracted before squaring: the mean, where every cell has a stored value, else 0. A gene with zeros
+        among n cells has a standard deviation of at least mean / √n, which float64 can bear.
+    """
+
+    mean: np.ndarray
+    varies: np.ndarray
+    shift: np.ndarray
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of one group of cells for each feature of a block."""
+
+    n: np.ndarray
+    """(features, 1)"""
+    mean: np.ndarray
+    """(features, genes)"""
+    variance: np.ndarray
+    """(features, genes), unbiased; exactly 0 for a gene that is constant in the group, NaN for a single cell."""
+
+    def imprecise(self) -> int:
+        """Count the variances that rounding may have spoilt: mean over standard deviation above 1e5, but not constant."""
+        return int(((self.variance > 0) & (np.abs(self.mean) > IMPRECISE * np.sqrt(self.variance))).sum())
+
+
+def chunks(x: Matrix) -> Iterator[tuple[slice, Matrix]]:
+    """Read a matrix (n, g) in chunks of rows: CSR if it is sparse, else float64."""
+    n, g = x.shape
+    for rows in row_blocks(n, max(1, min(CHUNK_ROWS, CHUNK_VALUES // max(g, 1)))):
+        part = x[rows]
+        if hasattr(part, "compute"):
+            part = part.compute()
+        yield rows, sparse.csr_matrix(part) if sparse.issparse(part) else np.asarray(part, dtype=np.float64)
+
+
+def scan(x: Matrix) -> Genes:
+    """Look through all cells once for the mean of each gene and for what varies."""
+    n, g = x.shape
+    total, stored = np.zeros(g), np.zeros(g, np.int64)
+    lowest, highest = np.full(g, np.inf), np.full(g, -np.inf)
+    for _, part in chunks(x):
+        if sparse.issparse(part):
+            _scan_rows(part.indices, part.data, total, stored, lowest, highest)
+        else:
+            total += part.sum(axis=0)
+            stored += len(part)
+            np.minimum(lowest, part.min(axis=0), out=lowest)
+            np.maximum(highest, part.max(axis=0), out=highest)
+    full = stored == n
+    lowest, highest = np.where(full, lowest, np.minimum(lowest, 0)), np.where(full, highest, np.maximum(highest, 0))
+    mean = total / max(n, 1)
+    return Genes(mean, highest > lowest, np.where(full, mean, 0.0))
+
+
+def group_moments(
+    groups: Groups, features: np.ndarray, x: Matrix, genes: Genes, *, block: int
+) -> Iterator[tuple[np.ndarray, Moments, Moments]]:
+    """Measure every gene in the positive and in the reference cells of some features.
+
+    Parameters
+    ----------
+    groups
+        Of all features.
+    features
+        Those to measure.
+    x
+        Expression (n, g), dense or sparse, in memory or read by rows.
+    genes
+        What :func:`scan` found.
+    block
+        Features in a block of the result.
+
+    Yields
+    ------
+    Features, and the moments of both their groups. The cells are read once for as many features as 1.2 GB of sums allow.
+    """
+    g = x.shape[1]
+    apart = groups.positive is not groups.active
+    held = max(block, SUM_VALUES // (max(g, 1) * (2 if apart else 1)) // block * block)
+    for rows in row_blocks(len(features), held):
+        chosen = features[rows]
+        members = groups.active[chosen]
+        if apart:
+            members = sparse.vstack([members, groups.positive[chosen]], format="csr")
+        sums = GroupSums(members, x, genes.shift)
+        first = len(chosen) if apart else 0
+        for part in row_blocks(len(chosen), block):
+            positive = sums.moments(slice(first + part.start, first + part.stop), inside=True)
+            yield chosen[part], positive, sums.moments(part, inside=False)
+
+
+class GroupSums:
+    """Σ(x − shift) and Σ(x − shift)² of every gene over the cells of many groups, or over all others.
+
+    The smaller side of a group is summed directly, the other is the rest of the total.
+
+    Parameters
+    ----------
+    members
+        (f, n), stored where a cell belongs to a group.
+    x
+        Expression (n, g).
+    shift
+        (g,) of :func:`scan`.
+    """
+
+    def __init__(self, members: sparse.csr_matrix, x: Matrix, shift: np.ndarray):
+        f, self._n = members.shape
+        g = x.shape[1]
+        self._shift = shift
+        self._n_inside = members.getnnz(axis=1)
+        self._flipped = self._n_inside > self._n / 2
+        by_cell = members.T.tocsr()
+        self._sums = np.zeros((g, f + 1, 2))
+        workers = Workers(available_threads())
+        try:
+            for rows, part in chunks(x):
+                groups = _smaller_sides(by_cell[rows], self._flipped)
+                starts, features = groups.indptr.astype(np.int64), groups.indices.astype(np.uint32)
+                workers.each(self._adder(part, starts, features), range(0, g, GENES_PER_TASK))
+        finally:
+            workers.close()
+
+    def _adder(self, part: Matrix, starts: np.ndarray, features: np.ndarray) -> Callable[[int, int], None]:
+        """Return what adds a chunk of cells to the sums of some genes."""
+        g, shift, sums = len(self._shift), self._shift, self._sums
+        if sparse.issparse(part):
+            columns = part.tocsc()
+
+            def add(worker: int, low: int) -> None:
+                high = min(low + GENES_PER_TASK, g)
+                _add_sparse(low, high, columns.indptr, columns.indices, columns.data, shift, starts, features, sums)
+        else:
+            values = np.ascontiguousarray((part - shift).T)
+
+            def add(worker: int, low: int) -> None:
+                _add_dense(low, min(low + GENES_PER_TASK, g), values, starts, features, sums)
+
+        return add
+
+    def moments(self, groups: slice, *, inside: bool) -> Moments:
+        """Return means and variances inside or outside of some groups."""
+        n = self._n_inside[groups, None].astype(np.float64)
+        n = n if inside else self._n - n
+        sums = self._sums[:, groups]
+        rest = self._flipped[groups] if inside else ~self._flipped[groups]
+        first, second = (
+            np.where(rest, self._sums[:, -1:, power] - sums[..., power], sums[..., power]).T for power in (0, 1)
+        )
+        with np.errstate(divide="ignore", invalid="ignore"):
+            mean = np.ascontiguousarray(first) / n
+            square = np.ascontiguousarray(second) / n
+            variance = (square - mean**2) * n / (n - 1)
+        constant = ~(variance > ROUNDING * square)
+        return Moments(n, mean + self._shift, np.where(constant, np.where(n > 1, 0.0, np.nan), variance))
+
+
+def _smaller_sides(members: sparse.csr_matrix, flipped: np.ndarray) -> sparse.csr_matrix:
+    """Replace some groups by all other cells, and append one group of all cells."""
+    n, f = members.shape
+    rows, columns = members.nonzero()
+    kept = ~flipped[columns]
+    other_rows, other = np.nonzero(~members[:, flipped].toarray().astype(bool))
+    rows = np.concatenate([rows[kept], other_rows, np.arange(n)])
+    columns = np.concatenate([columns[kept], np.flatnonzero(flipped)[other], np.full(n, f)])
+    return sparse.csr_matrix((np.ones(len(rows), np.int8), (rows, columns)), shape=(n, f + 1))
+
+
+@_compiled
+def _scan_rows(indices, data, total, stored, lowest, highest):
+    for e in range(indices.size):
+        gene, value = indices[e], float64(data[e])
+        total[gene] += value
+        stored[gene] += 1
+        lowest[gene] = min(lowest[gene], value)
+        highest[gene] = max(highest[gene], value)
+
+
+@_compiled
+def _add_sparse(low, high, indptr, indices, data, shift, starts, features, sums):
+    for gene in range(low, high):
+        of_gene = sums[gene]
+        for e in range(indptr[gene], indptr[gene + 1]):
+            value = float64(data[e]) - shift[gene]
+            square = value * value
+            cell = indices[e]
+            for p in range(starts[cell], starts[cell + 1]):
+                feature = features[p]
+                of_gene[feature, 0] += value
+                of_gene[feature, 1] += square
+
+
+@_compiled
+def _add_dense(low, high, values, starts, features, sums):
+    for gene in range(low, high):
+        of_gene = sums[gene]
+        for cell in range(values.shape[1]):
+            value = values[gene, cell]
+            square = value * value
+            for p in range(starts[cell], starts[cell + 1]):
+                feature = features[p]
+                of_gene[feature, 0] += value
+                of_gene[feature, 1] += square
