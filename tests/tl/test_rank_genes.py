@@ -66,6 +66,53 @@ def test_agrees_with_scipy(encoded, feature):
         np.testing.assert_allclose(table[name], oracle.loc[table.index, name], rtol=1e-6, atol=1e-300, err_msg=name)
 
 
+@pytest.mark.parametrize("feature", [0, 7, 31])
+def test_wilcoxon_agrees_with_scipy(encoded, feature):
+    sae.tl.rank_genes(encoded, method="welch", n_genes=None)
+    fold_changes = of(encoded.uns["sae"]["genes"], f"sae_{feature}")["log2fc"]
+    sae.tl.rank_genes(encoded, method="wilcoxon", n_genes=None)
+    table = of(encoded.uns["sae"]["genes"], f"sae_{feature}")
+    active = encoded.obsm["sae"][:, [feature]].toarray().ravel() > 0
+    x = dense(encoded[:, table.index].X).astype(np.float64)
+    test = stats.mannwhitneyu(x[active], x[~active], method="asymptotic")
+    np.testing.assert_allclose(table["pval"], test.pvalue, rtol=1e-9, atol=1e-300)
+    np.testing.assert_allclose(table["padj"], stats.false_discovery_control(test.pvalue), rtol=1e-9, atol=1e-300)
+    higher = np.sign(test.statistic - active.sum() * (~active).sum() / 2)
+    assert (np.sign(table["score"]) * higher >= 0).all()
+    pd.testing.assert_series_equal(table["log2fc"], fold_changes[table.index])
+
+
+@pytest.mark.parametrize("feature", [0, 7])
+def test_percentile_compares_the_strongest_cells_with_those_at_zero(encoded, feature):
+    sae.tl.rank_genes(encoded, percentile=90, n_genes=None)
+    table = of(encoded.uns["sae"]["genes"], f"sae_{feature}")
+    a = encoded.obsm["sae"][:, [feature]].toarray().ravel()
+    strongest, zero = a > np.percentile(a, 90), a == 0
+    assert 0 < strongest.sum() < (a > 0).sum()
+    x = dense(encoded[:, table.index].X).astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        test = stats.ttest_ind(x[strongest], x[zero], equal_var=False)
+    testable = (x[strongest].std(axis=0) > 0) & (x[zero].std(axis=0) > 0)
+    assert testable.sum() > 500
+    np.testing.assert_allclose(table["score"][testable], test.statistic[testable], rtol=1e-6)
+    np.testing.assert_allclose(table["pval"][testable], test.pvalue[testable], rtol=1e-5, atol=1e-300)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"method": "t-test"}, "method='t-test' is not one of 'welch', 'wilcoxon'"),
+        ({"method": "wilcoxon", "percentile": 99}, "percentile=99 leaves some out"),
+        ({"percentile": 101}, "percentile=101 is not between 0 and 100"),
+    ],
+)
+def test_bad_method_or_percentile(encoded, compare, how, message):
+    before = compare.state(encoded)
+    with pytest.raises(ValueError, match=message):
+        sae.tl.rank_genes(encoded, **how)
+    compare.assert_same(before, compare.state(encoded))
+
+
 def test_best_first_and_adjusted_over_all_genes(encoded):
     sae.tl.rank_genes(encoded, n_genes=None)
     whole = encoded.uns["sae"]["genes"]

@@ -31,6 +31,7 @@ def enrich(
     use_raw: bool | None = None,
     mod: str | None = None,
     var_mod: str | None = None,
+    percentile: float | None = None,
     max_padj: float = 0.05,
     min_log2fc: float = 0.5,
     min_size: int = 5,
@@ -76,6 +77,8 @@ def enrich(
         The modality that holds the SAE.
     var_mod
         The modality whose variables are tested, by default `mod`.
+    percentile
+        Which cells stand for a feature, see :func:`sae.tl.rank_genes`.
     max_padj, min_log2fc
         Which genes stand out for a feature: the study set of `"ora"`, and the genes listed for either method.
     min_size, max_size
@@ -117,7 +120,7 @@ def enrich(
     from scanpy import logging as logg
 
     from ..core.differential import differential
-    from ..core.groups import active_groups
+    from ..core.groups import active_groups, percentile_groups
 
     _check(method, collection, max_padj, min_log2fc, min_size, max_size, n_sets)
     held = holder(data, mod)
@@ -132,11 +135,12 @@ def enrich(
         f"testing {len(sets.names)} gene sets of {collection!r} for {a.shape[1]} features with {method!r}"
     )
 
+    groups = active_groups(a[rows]) if percentile is None else percentile_groups(a[rows], percentile)
     rows_of = _ora if method == "ora" else _ulm
     parts = []
     with progress_bar(a.shape[1], "enrich", "feature", shown=progress) as bar:
         for block in differential(
-            active_groups(a[rows]), matrix, log_base=expressed.log_base, pseudocount=pseudocount, min_cells=min_cells
+            groups, matrix, log_base=expressed.log_base, pseudocount=pseudocount, min_cells=min_cells
         ):
             listed = _Listed(block, sets, genes, max_padj, min_log2fc, n_sets)
             parts.extend(rows_of(listed))

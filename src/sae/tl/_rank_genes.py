@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
@@ -10,8 +12,12 @@ from .._data import Data, expression, holder
 from .._progress import progress_bar
 
 if TYPE_CHECKING:
+    from scipy import sparse
+
+    from .._data import Expression
     from ..core.differential import Differential
 
+METHODS = ("welch", "wilcoxon")
 PSEUDOCOUNT = 0.1
 
 
@@ -19,6 +25,8 @@ def rank_genes(
     data: Data,
     *,
     key: str = "sae",
+    method: Literal["welch", "wilcoxon"] = "welch",
+    percentile: float | None = None,
     layer: str | None = None,
     use_raw: bool | None = None,
     mod: str | None = None,
@@ -30,13 +38,16 @@ def rank_genes(
 ) -> None:
     r"""Find the genes of every feature: differential expression of its active against its inactive cells.
 
-    Welch's t-test for unequal variances on the expression values,
+    With 1 the cells where the feature is active (activation > 0) and 0 the others,
 
-    .. math::
-        t = (\bar{x}_1 - \bar{x}_0) / \sqrt{s_1^2 / n_1 + s_0^2 / n_0}
+    * `"welch"`: Welch's t-test for unequal variances on the expression values,
 
-    with 1 the cells where the feature is active (activation > 0) and 0 the others; p-values two-sided, adjusted within a
-    feature over all genes that vary (Benjamini-Hochberg). The fold change is
+      .. math::
+          t = (\bar{x}_1 - \bar{x}_0) / \sqrt{s_1^2 / n_1 + s_0^2 / n_0}
+
+    * `"wilcoxon"`: the rank-sum test, with corrections for ties and continuity; `score` is its z.
+
+    P-values are two-sided, adjusted within a feature over all genes that vary (Benjamini-Hochberg). The fold change is
     log2((m₁ + c) / (m₀ + c)) with the pseudocount c and m = expm1(x̄) for log1p values (not all integers, all below 50; of
     the base in `uns["log1p"]`, else e), m = x̄ otherwise.
 
@@ -46,6 +57,12 @@ def rank_genes(
         AnnData, or MuData with `mod` (or `var_mod`, for an SAE on the MuData itself), with activations.
     key
         Name of the SAE.
+    method
+        `"welch"` or `"wilcoxon"`.
+    percentile
+        Compare only the cells where the activation is above this percentile of all cells with the cells where it is zero, and
+        use no others (arXiv:2410.11468, with 99). Where fewer cells than that are active, all of them are used. With
+        `"welch"` only.
     layer, use_raw
         Expression to read: this layer, else `.raw` if there is one (unless `use_raw=False`), else `X`.
     mod
@@ -63,7 +80,7 @@ def rank_genes(
 
     Returns
     -------
-    Nothing. Writes `uns[key]["genes"]`, a row per feature and gene: `feature`, `gene`, `score` (t), `log2fc`, `pval`,
+    Nothing. Writes `uns[key]["genes"]`, a row per feature and gene: `feature`, `gene`, `score` (t or z), `log2fc`, `pval`,
     `padj`, and `modality` for a MuData.
 
     Raises
@@ -71,7 +88,7 @@ def rank_genes(
     KeyError
         There are no activations, or no such layer.
     ValueError
-        Negative (scaled), NaN or infinite expression values; repeated gene names; `n_genes` or `pseudocount` out of range.
+        Negative (scaled), NaN or infinite expression values; repeated gene names; a setting out of range.
 
     Notes
     -----
@@ -90,24 +107,22 @@ def rank_genes(
     """
     from scanpy import logging as logg
 
-    from ..core.differential import differential
-    from ..core.groups import active_groups
-
     if n_genes is not None and n_genes < 1:
         raise ValueError(f"n_genes={n_genes} is below 1. Pass the number of genes per feature and direction, or None.")
+    if method not in METHODS:
+        raise ValueError(f"method={method!r} is not one of {', '.join(map(repr, METHODS))}.")
+    if method == "wilcoxon" and percentile is not None:
+        raise ValueError(
+            f"method='wilcoxon' ranks all cells, percentile={percentile} leaves some out. Use method='welch', or leave "
+            "percentile= out."
+        )
     held = holder(data, mod)
     a = _schema.activations(held, key)
     expressed, rows = expression(data, held, layer=layer, use_raw=use_raw, var_mod=var_mod)
     start = logg.info(f"ranking {len(expressed.genes)} genes of {expressed.where} for {a.shape[1]} features")
     with progress_bar(a.shape[1], "genes", "feature", shown=progress) as bar:
         blocks = []
-        for block in differential(
-            active_groups(a[rows]),
-            expressed.matrix,
-            log_base=expressed.log_base,
-            pseudocount=pseudocount,
-            min_cells=min_cells,
-        ):
+        for block in _compared(a[rows], expressed, method, percentile, pseudocount, min_cells):
             blocks.append(_best_genes(block, n_genes))
             bar.update(len(block.features))
         bar.update(a.shape[1] - bar.n)
@@ -125,6 +140,29 @@ def rank_genes(
         deep=f"added\n    {held.where}.uns[{key!r}]['genes'], {len(table)} rows for {n_ranked} features; "
         f"those with fewer than {min_cells} active or inactive cells were not tested",
     )
+
+
+def _compared(
+    a: sparse.csr_matrix,
+    expressed: Expression,
+    method: str,
+    percentile: float | None,
+    pseudocount: float,
+    min_cells: int,
+) -> Iterator[Differential]:
+    """Compare the cells of every feature by either method."""
+    from ..core.differential import differential
+    from ..core.groups import active_groups, percentile_groups
+    from ..core.wilcoxon import wilcoxon
+
+    groups = active_groups(a) if percentile is None else percentile_groups(a, percentile)
+    x = expressed.matrix
+    blocks = differential(groups, x, log_base=expressed.log_base, pseudocount=pseudocount, min_cells=min_cells)
+    if method == "welch":
+        yield from blocks
+        return
+    for block, ranked in zip(blocks, wilcoxon(a, x, min_cells=min_cells), strict=True):
+        yield replace(block, score=ranked.score, pval=ranked.pval, padj=ranked.padj)
 
 
 def _best_genes(block: Differential, n_genes: int | None) -> dict[str, np.ndarray]:
