@@ -8,23 +8,26 @@ from dataclasses import dataclass
 import numpy as np
 
 from .groups import Groups
-from .moments import group_moments, scan
+from .moments import Moments, group_moments, scan
 from .rows import Matrix
 from .statistics import benjamini_hochberg, log2_fold_change, welch
+from .workers import available_threads, in_order
 
-BLOCK_VALUES = 4_000_000
-"""Features × genes worked on at a time; about 15 float64 arrays of this size are alive at once (0.5 GB)."""
+BLOCK_VALUES = 2_000_000
+"""Features × genes that a thread works on at a time; about 15 float64 arrays of this size are alive at once (0.25 GB)."""
 
 
 @dataclass(frozen=True)
 class Differential:
-    """Statistics of a block of features; all arrays (features of the block, genes)."""
+    """Statistics of a block of features; arrays are (features of the block, genes)."""
 
     features: np.ndarray
     score: np.ndarray
     log2fc: np.ndarray
     pval: np.ndarray
     padj: np.ndarray
+    imprecise: int = 0
+    """Genes of features whose variance rounding may have spoilt: mean over standard deviation above 1e5 in a group."""
 
 
 def differential(
@@ -56,9 +59,14 @@ def differential(
     genes = scan(x)
     features = np.flatnonzero((groups.n_positive >= min_cells) & (groups.n_reference >= min_cells))
     block = max(1, BLOCK_VALUES // max(x.shape[1], 1))
-    for chosen, one, rest in group_moments(groups, features, x, genes, block=block):
+
+    def tested(measured: tuple[np.ndarray, Moments, Moments]) -> Differential:
+        chosen, one, rest = measured
         score, pval = welch(one.mean, one.variance, one.n, rest.mean, rest.variance, rest.n)
         score, pval = np.where(genes.varies, score, 0), np.where(genes.varies, pval, np.nan)
         means = (np.maximum(group.mean, 0) for group in (one, rest))
         log2fc = log2_fold_change(*means, log_base=log_base, pseudocount=pseudocount)
-        yield Differential(chosen, score, log2fc, pval, benjamini_hochberg(pval))
+        imprecise = one.imprecise() + rest.imprecise()
+        return Differential(chosen, score, log2fc, pval, benjamini_hochberg(pval), imprecise)
+
+    yield from in_order(tested, group_moments(groups, features, x, genes, block=block), available_threads())

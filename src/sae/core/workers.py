@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 Task = TypeVar("Task")
@@ -44,3 +45,18 @@ class Workers:
         """End the threads."""
         if self._pool is not None:
             self._pool.shutdown()
+
+
+def in_order(function: Callable[[Task], Result], tasks: Iterable[Task], n: int) -> Iterator[Result]:
+    """Yield function(task) of all tasks in their order, computed by n threads that are up to n tasks ahead."""
+    if n == 1:
+        yield from map(function, tasks)
+        return
+    with ThreadPoolExecutor(n) as pool:
+        ahead: deque[Future[Result]] = deque()
+        for task in tasks:
+            ahead.append(pool.submit(function, task))
+            if len(ahead) == n:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()

@@ -121,11 +121,17 @@ def rank_genes(
     expressed, rows = expression(data, held, layer=layer, use_raw=use_raw, var_mod=var_mod)
     start = logg.info(f"ranking {len(expressed.genes)} genes of {expressed.where} for {a.shape[1]} features")
     with progress_bar(a.shape[1], "genes", "feature", shown=progress) as bar:
-        blocks = []
+        blocks, imprecise = [], 0
         for block in _compared(a[rows], expressed, method, percentile, pseudocount, min_cells):
             blocks.append(_best_genes(block, n_genes))
+            imprecise += block.imprecise
             bar.update(len(block.features))
         bar.update(a.shape[1] - bar.n)
+    if imprecise:
+        logg.warning(
+            f"{imprecise} variances within a group are below 1e-10 of the squared mean, where float64 sums are good to fewer "
+            "than six digits: subtract what the cells have in common, or leave these genes out."
+        )
     table = _table(blocks, _schema.feature_names(key, a.shape[1]), expressed.genes)
     modality = var_mod or mod
     if modality is not None:

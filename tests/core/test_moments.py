@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from sae.core import moments as module
+from sae.core.groups import active_groups, percentile_groups
+from sae.core.moments import group_moments, scan
+
+LAYOUTS = {"dense": np.asarray, "csr": sparse.csr_matrix}
+each_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+
+
+def expression(n=60, g=300, *, seed=0):
+    """Sparse values (n, g); column 0 is everywhere zero, 1 everywhere 2, 2 has no zeros."""
+    rng = np.random.default_rng(seed)
+    x = np.where(rng.random((n, g)) < 0.3, rng.exponential(size=(n, g)), 0)
+    x[:, 0], x[:, 1], x[:, 2] = 0, 2, rng.uniform(5, 6, n)
+    return x
+
+
+def activity(n=60, h=9, *, seed=1):
+    """Activations (n, h) of features that are active in few to nearly all cells."""
+    rng = np.random.default_rng(seed)
+    return np.where(rng.random((n, h)) < np.linspace(0.1, 0.95, h), rng.uniform(0.1, 1, size=(n, h)), 0)
+
+
+def measured(a, x, groups=active_groups, *, block=4):
+    made = groups(sparse.csr_matrix(a))
+    blocks = list(group_moments(made, np.arange(a.shape[1]), x, scan(x), block=block))
+    return [
+        {name: np.concatenate([vars(part[group])[name] for part in blocks]) for name in ("n", "mean", "variance")}
+        for group in (1, 2)
+    ]
+
+
+def assert_moments(found, x, cells, rtol=1e-10):
+    """Against NumPy, feature by feature."""
+    for feature, inside in enumerate(cells.T):
+        part = np.asarray(x, dtype=np.float64)[inside]
+        assert found["n"][feature] == len(part)
+        np.testing.assert_allclose(found["mean"][feature], part.mean(axis=0), rtol=rtol, atol=1e-14)
+        np.testing.assert_allclose(found["variance"][feature], part.var(axis=0, ddof=1), rtol=rtol, atol=1e-14)
+
+
+@each_layout
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32])
+def test_moments_of_both_groups(layout, dtype):
+    a, x = activity(), (10 * expression()).astype(dtype)
+    positive, reference = measured(a, layout(x))
+    assert_moments(positive, x, a > 0)
+    assert_moments(reference, x, a == 0)
+
+
+@each_layout
+def test_moments_of_percentile_groups(layout):
+    a, x = activity(n=120), expression(n=120)
+    positive, reference = measured(a, layout(x), lambda found: percentile_groups(found, 80))
+    assert_moments(positive, x, a > np.percentile(a, 80, axis=0))
+    assert_moments(reference, x, a == 0)
+
+
+@each_layout
+def test_constant_in_a_group_has_no_variance(layout):
+    a, x = activity(), expression()
+    x[:, 3] = np.where(a[:, 4] > 0, 0.1, x[:, 3])
+    positive, reference = measured(a, layout(x))
+    for group in (positive, reference):
+        np.testing.assert_array_equal(group["variance"][:, :2], 0)
+    assert positive["variance"][4, 3] == 0
+    assert reference["variance"][4, 3] > 0
+
+
+@each_layout
+def test_one_cell_has_a_mean_only(layout):
+    a, x = activity(), expression()
+    a[:, 0] = 0
+    a[7, 0] = 1
+    positive, _ = measured(a, layout(x))
+    np.testing.assert_allclose(positive["mean"][0], x[7])
+    assert np.isnan(positive["variance"][0]).all()
+
+
+@each_layout
+@pytest.mark.parametrize("ratio", [1e2, 1e4])
+def test_means_far_above_the_spread(layout, ratio):
+    rng = np.random.default_rng(0)
+    a, x = activity(n=500), ratio + rng.standard_normal((500, 20))
+    positive, reference = measured(a, layout(x))
+    assert_moments(positive, x, a > 0, rtol=1e-6)
+    assert_moments(reference, x, a == 0, rtol=1e-6)
+
+
+def test_spread_within_a_group_that_is_lost_is_counted():
+    rng = np.random.default_rng(0)
+    a, x = activity(n=500), expression(n=500)
+    x[:, 5] = np.where(a[:, 4] > 0, 1e6 + rng.standard_normal(500), 0)
+    x = sparse.csr_matrix(x)
+    made, genes = active_groups(sparse.csr_matrix(a)), scan(x)
+    [(_, positive, reference)] = group_moments(made, np.array([4]), x, genes, block=4)
+    assert positive.imprecise() == 1
+    assert reference.imprecise() == 0
+
+
+@each_layout
+def test_chunks_blocks_and_threads_do_not_matter(layout, monkeypatch):
+    a, x = activity(), layout(expression())
+    at_once = measured(a, x)
+    monkeypatch.setattr(module, "CHUNK_ROWS", 7)
+    monkeypatch.setattr(module, "SUM_VALUES", 300)
+    for one, other in zip(measured(a, x, block=2), at_once, strict=True):
+        for name in one:
+            np.testing.assert_allclose(one[name], other[name], rtol=1e-12, atol=1e-15, err_msg=name)
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "available_threads", lambda: 1)
+    for one, other in zip(measured(a, x), at_once, strict=True):
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+@each_layout
+def test_scan(layout):
+    x = expression()
+    x[:, 4] = -1
+    x[0, 5], x[1:, 5] = 3, 0
+    genes = scan(layout(x))
+    np.testing.assert_allclose(genes.mean, x.mean(axis=0), atol=1e-15)
+    np.testing.assert_array_equal(genes.varies, x.min(axis=0) < x.max(axis=0))
+    assert genes.shift[2] == pytest.approx(x[:, 2].mean())
+
+
+def test_explicit_zeros_are_zeros():
+    x = sparse.csr_matrix(expression())
+    with_zeros = x.copy()
+    with_zeros.data[::3] = 0
+    without = with_zeros.copy()
+    without.eliminate_zeros()
+    for one, other in zip(measured(activity(), with_zeros), measured(activity(), without), strict=True):
+        for name in one:
+            np.testing.assert_allclose(one[name], other[name], rtol=1e-12, atol=1e-15)
