@@ -8,7 +8,7 @@ import numpy as np
 from scipy import sparse, special
 
 from .moments import Moments
-from .statistics import benjamini_hochberg, welch
+from .statistics import average_ranks, benjamini_hochberg, welch
 
 PADJ, RELAXED_PADJ = 1e-5, 0.05
 FOLD_CHANGE = 2.0
@@ -153,26 +153,9 @@ def half_mann_whitney(values: np.ndarray, sets: sparse.csr_matrix) -> np.ndarray
         (sets, genes), 1 for a member.
     """
     g = values.shape[1]
-    ranks, ties = _average_ranks(values)
+    ranks, ties = average_ranks(values)
     members = sets.getnnz(axis=1)[None, :].astype(np.float64)
     excess = np.asarray(sets @ ranks.T).T - members * (g + 1) / 2
     variance = members * (g - members) / 12 * (g + 1 - ties[:, None] / max(g * (g - 1), 1))
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(variance > 0, special.ndtr(-np.abs(excess) / np.sqrt(variance)), 0.5)
-
-
-def _average_ranks(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks 1 ... g of each row of (rows, g), equal values sharing theirs and NaN last, and Σ(t³ − t) of the ties."""
-    rows, g = values.shape
-    order = np.argsort(values, axis=1)
-    ordered = np.take_along_axis(values, order, axis=1)
-    below, above = ordered[:, :-1], ordered[:, 1:]
-    starts = np.ones((rows, g), dtype=bool)
-    starts[:, 1:] = (above != below) & ~(np.isnan(above) & np.isnan(below))
-    start = np.flatnonzero(starts)
-    size = np.diff(np.append(start, rows * g))
-    ranks = np.empty((rows, g))
-    average = np.repeat(start % g + (size + 1) / 2, size).reshape(rows, g)
-    np.put_along_axis(ranks, order, average, axis=1)
-    cubes = size.astype(np.float64) ** 3 - size
-    return ranks, np.bincount(start // g, weights=cubes, minlength=rows)

@@ -21,6 +21,23 @@ def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
     return np.where(tested, adjusted, np.nan)
 
 
+def average_ranks(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks 1 ... g of each row of (rows, g), equal values sharing theirs and NaN last, and Σ(t³ − t) of the ties."""
+    rows, g = values.shape
+    order = np.argsort(values, axis=1)
+    ordered = np.take_along_axis(values, order, axis=1)
+    below, above = ordered[:, :-1], ordered[:, 1:]
+    starts = np.ones((rows, g), dtype=bool)
+    starts[:, 1:] = (above != below) & ~(np.isnan(above) & np.isnan(below))
+    start = np.flatnonzero(starts)
+    size = np.diff(np.append(start, rows * g))
+    ranks = np.empty((rows, g))
+    average = np.repeat(start % g + (size + 1) / 2, size).reshape(rows, g)
+    np.put_along_axis(ranks, order, average, axis=1)
+    cubes = size.astype(np.float64) ** 3 - size
+    return ranks, np.bincount(start // g, weights=cubes, minlength=rows)
+
+
 def welch(
     mean1: np.ndarray, var1: np.ndarray, n1: np.ndarray, mean0: np.ndarray, var0: np.ndarray, n0: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
