@@ -127,6 +127,10 @@ def set_inflation(
     with r̄ the mean Pearson correlation of two of its genes, is the variance of the sum of its standardised genes
     over m: Var(Σ zⱼ) = m + m(m − 1) r̄. At least 1.
 
+    Over all cells, correlations include what tells cell types apart. That keeps the level for features that have nothing to
+    do with expression, but leaves little power for markers of a cell type, which go together because of it. Correlations
+    within groups leave more power and do not keep that level.
+
     Parameters
     ----------
     x
