@@ -133,6 +133,25 @@ def test_ulm_is_the_slope_of_a_regression(ranked, net, weighted):
         np.testing.assert_allclose(found.loc[list(pvals), "padj"], adjusted, rtol=1e-9)
 
 
+def test_mannwhitney_agrees_with_scipy(ranked, net):
+    adata, genes = ranked
+    sae.tl.enrich(adata, net, method="mannwhitney", n_sets=None)
+    table = adata.uns["sae"]["enrichment"]
+    assert table.dtypes.astype(str).to_dict() == COLUMNS
+    sets = measured_sets(net, adata, 5)
+    t = genes.pivot(index="gene", columns="feature", values="score")
+    for feature in FEATURES:
+        found = table[table["feature"] == feature].set_index("gene_set")
+        assert sorted(found.index) == sorted(sets)
+        for name, members in sets.items():
+            inside = t.index.isin(members)
+            test = stats.mannwhitneyu(t[feature][inside], t[feature][~inside], method="asymptotic")
+            assert found.loc[name, "pval"] == pytest.approx(test.pvalue, rel=1e-6)
+            higher = test.statistic > inside.sum() * (~inside).sum() / 2
+            assert found.loc[name, "direction"] == ("up" if higher else "down")
+            assert (found.loc[name, "score"] > 0) == higher
+
+
 def test_ulm_agrees_with_decoupler(ranked, net):
     adata, genes = ranked
     sae.tl.enrich(adata, net, method="ulm", n_sets=None)
@@ -234,7 +253,7 @@ def test_too_rare_features_are_left_out(encoded, net):
     assert 0 < len(tested) < 32
 
 
-@pytest.mark.parametrize("method", ["ora", "ulm"])
+@pytest.mark.parametrize("method", ["ora", "mannwhitney", "ulm"])
 def test_nothing_to_test_gives_an_empty_table(encoded, net, method):
     sae.tl.enrich(encoded, net, method=method, min_cells=10_000)
     table = encoded.uns["sae"]["enrichment"]

@@ -15,7 +15,7 @@ from ..core.rows import varying_columns
 if TYPE_CHECKING:
     from ..core.differential import Differential
 
-METHODS = ("ora", "ulm")
+METHODS = ("ora", "mannwhitney", "ulm")
 DIRECTIONS = ("up", "down")
 SEPARATOR = ";"
 
@@ -25,7 +25,7 @@ def enrich(
     net: Net,
     *,
     key: str = "sae",
-    method: Literal["ora", "ulm"] = "ora",
+    method: Literal["ora", "mannwhitney", "ulm"] = "ora",
     collection: str | None = None,
     layer: str | None = None,
     use_raw: bool | None = None,
@@ -50,6 +50,9 @@ def enrich(
       change ≥ `min_log2fc` (`"up"`) or ≤ −`min_log2fc` (`"down"`). With N genes tested, K of them in the gene set, n in the
       study set and x in both, the p-value is P(X ≥ x), X ~ Hypergeometric(N, K, n): Fisher's exact test, one-sided. `score`
       is the log2 odds ratio, with 0.5 added to each count. Weights of the net are not used.
+    * `"mannwhitney"`, a rank test of the t statistics of the genes in the set against those of all other tested genes, with
+      corrections for ties and continuity. `score` is its z, the direction is the sign of z, the p-value two-sided. It takes
+      genes for independent, and the genes of real sets are not: read its p-values as a ranking.
     * `"ulm"`, a linear model of the t statistics of all tested genes on set membership (or weight), by
       :mod:`decoupler` (Badia-i-Mompel et al. 2022, doi:10.1093/bioadv/vbac016). `score` is the t of its slope, the
       direction is its sign, the p-value two-sided.
@@ -67,7 +70,7 @@ def enrich(
     key
         Name of the SAE.
     method
-        `"ora"` or `"ulm"`.
+        `"ora"`, `"mannwhitney"` or `"ulm"`.
     collection
         Name of the gene sets in the result; by default the name of the GMT file, else `"gene_sets"`. Results of another
         collection are kept.
@@ -95,7 +98,7 @@ def enrich(
     Returns
     -------
     Nothing. Writes `uns[key]["enrichment"]`, a row per feature, gene set and direction with at least one gene of the set
-    standing out (for `"ulm"`, any): `feature`, `collection`, `gene_set`, `direction`, `overlap` (genes of the set
+    standing out (for `"mannwhitney"` and `"ulm"`, any): `feature`, `collection`, `gene_set`, `direction`, `overlap` (genes of the set
     that stand out), `size` (genes of the set that were tested), `score`, `pval`, `padj`, `genes` (the overlapping genes,
     largest absolute t first, separated by ";"), and `modality` for a MuData.
 
@@ -136,7 +139,7 @@ def enrich(
     )
 
     groups = active_groups(a[rows]) if percentile is None else percentile_groups(a[rows], percentile)
-    rows_of = _ora if method == "ora" else _ulm
+    rows_of = {"ora": _ora, "mannwhitney": _mannwhitney, "ulm": _ulm}[method]
     parts = []
     with progress_bar(a.shape[1], "enrich", "feature", shown=progress) as bar:
         for block in differential(
@@ -238,6 +241,14 @@ class _Listed:
             "genes": self._overlapping_genes(direction, f, s),
         }
 
+    def rows_by_sign(self, score: np.ndarray, pval: np.ndarray, padj: np.ndarray) -> list[dict[str, np.ndarray]]:
+        """Write sets with a positive score as up, and those with a negative one as down."""
+        parts = []
+        for direction, kept in (("up", score > 0), ("down", score < 0)):
+            overlap = (self.sets.members @ self.standing_out(direction).T.astype(np.float64)).T.astype(np.int64)
+            parts.append(self.rows(direction, overlap, score, pval, padj, kept))
+        return parts
+
     def _overlapping_genes(self, direction: str, features: np.ndarray, sets: np.ndarray) -> np.ndarray:
         standing = self.standing_out(direction)
         members, strength = self.sets.members, np.abs(self.block.score)
@@ -277,9 +288,11 @@ def _ulm(listed: _Listed) -> list[dict[str, np.ndarray]]:
     )
     score = scores[listed.sets.names].to_numpy(dtype=np.float64)
     pval = 2 * stdtr(len(listed.genes) - 2, -np.abs(score))
-    padj = benjamini_hochberg(pval)
-    parts = []
-    for direction in DIRECTIONS:
-        overlap = (listed.sets.members @ listed.standing_out(direction).T.astype(np.float64)).T.astype(np.int64)
-        parts.append(listed.rows(direction, overlap, score, pval, padj, score > 0 if direction == "up" else score < 0))
-    return parts
+    return listed.rows_by_sign(score, pval, benjamini_hochberg(pval))
+
+
+def _mannwhitney(listed: _Listed) -> list[dict[str, np.ndarray]]:
+    from ..core.enrichment import rank_sets
+
+    result = rank_sets(np.where(np.isnan(listed.block.pval), np.nan, listed.block.score), listed.sets.members)
+    return listed.rows_by_sign(result.z, result.pval, result.padj)
