@@ -20,7 +20,7 @@ WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
 STATISTICS = ("n_cells", "density", "mean", "max", "dead")
 GENES = ("feature", "gene", "score", "log2fc", "pval", "padj")
 ENRICHMENT = (
-    "feature", "collection", "gene_set", "direction", "overlap", "size", "score", "pval", "padj", "genes",
+    "feature", "collection", "gene_set", "direction", "overlap", "size", "score", "pval", "padj", "fdr", "genes",
 )  # fmt: skip
 LABELS = ("feature", "groupby", "label", "auroc", "f1", "difference", "pval", "padj")
 MADE_BY = {"genes": "rank_genes", "enrichment": "enrich", "labels": "score_labels", "features": "encode"}

@@ -277,7 +277,7 @@ def enrichment(
     >>> sae.tl.encode(adata)
     >>> sae.tl.enrich(adata, sae.datasets.immune_markers())
     >>> sae.get.enrichment(adata, 0, direction="up", n=1).shape
-    (1, 10)
+    (1, 11)
     """
     _check_direction(direction)
     table = _rows_of(_schema.table(holder(data, mod), key, "enrichment"), feature, data, key, mod)

@@ -18,6 +18,7 @@ COLUMNS = {
     "score": "float64",
     "pval": "float64",
     "padj": "float64",
+    "fdr": "float64",
     "genes": "category",
 }
 FEATURES = ["sae_0", "sae_9", "sae_31"]
@@ -50,12 +51,59 @@ def test_writes_the_table_and_nothing_else(encoded, net, compare):
     assert sae.tl.enrich(encoded, net) is None
     pd.testing.assert_frame_equal(net, given)
     table = encoded.uns["sae"].pop("enrichment")
+    null = encoded.uns["sae"].pop("enrichment_null")
     compare.assert_same(before, compare.state(encoded))
     assert table.dtypes.astype(str).to_dict() == COLUMNS
     assert list(table) == list(COLUMNS)
     assert table.index.tolist() == [str(i) for i in range(len(table))]
     assert table["collection"].unique().tolist() == ["gene_sets"]
+    assert null.columns.tolist() == ["collection", "method", "max_padj", "annotated", "annotated_null"]
+    assert null["collection"].tolist() == ["gene_sets"]
     assert not table.duplicated(["feature", "gene_set", "direction"]).any()
+
+
+def test_fdr_is_that_of_permuted_cells(encoded, net):
+    """From the p-values of all sets, as the table has them, and of another run on permuted activations."""
+    from sae.core.null import permuted_cells
+
+    permuted = encoded.copy()
+    permuted.obsm["sae"] = permuted_cells(encoded.obsm["sae"], rng=np.random.default_rng(3))
+    sae.tl.enrich(permuted, net, n_sets=None, n_null=0)
+    by_chance = permuted.uns["sae"]["enrichment"]
+    assert by_chance["fdr"].isna().all()
+    assert permuted.uns["sae"]["enrichment_null"]["annotated_null"].isna().all()
+    sae.tl.enrich(encoded, net, n_sets=None, rng=3)
+    found = encoded.uns["sae"]["enrichment"].sort_values("pval", ascending=False)
+    real, null = found["pval"].to_numpy(), by_chance["pval"].to_numpy()
+    rate = np.array([min((null <= p).sum() / (real <= p).sum(), 1) for p in real])
+    np.testing.assert_allclose(found["fdr"], np.minimum.accumulate(rate), atol=1e-3)
+    summary = encoded.uns["sae"]["enrichment_null"].iloc[0]
+    for table, name in ((found, "annotated"), (by_chance, "annotated_null")):
+        assert summary[name] == table.loc[table["padj"] <= 0.05, "feature"].nunique() / 32
+    assert summary["annotated"] > 0.5 > 3 * summary["annotated_null"]
+
+
+def test_cells_are_permuted_within_batches(encoded, net):
+    """Where every cell is its own batch nothing moves, so that the null is the data."""
+    encoded.obs["cell"] = encoded.obs_names
+    sae.tl.enrich(encoded, net, batch="cell")
+    assert (encoded.uns["sae"]["enrichment"]["fdr"] == 1).all()
+    summary = encoded.uns["sae"]["enrichment_null"].iloc[0]
+    assert summary["annotated"] == summary["annotated_null"] > 0
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "message"),
+    [
+        ({"n_null": -1}, ValueError, "n_null=-1 is negative"),
+        ({"batch": "run"}, KeyError, "adata.obs has no column 'run'; it has"),
+    ],
+)
+def test_bad_null(encoded, net, compare, how, error, message):
+    before = compare.state(encoded)
+    with pytest.raises(error, match=message):
+        sae.tl.enrich(encoded, net, **how)
+    compare.assert_same(before, compare.state(encoded))
 
 
 @pytest.mark.parametrize(

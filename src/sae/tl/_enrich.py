@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -7,12 +8,14 @@ import numpy as np
 import pandas as pd
 
 from .. import _schema
-from .._data import Data, expression, holder
+from .._data import Data, Holder, expression, holder, listing
 from .._genesets import GeneSets, Net, default_collection, match
 from .._progress import progress_bar
-from ..core.rows import varying_columns
+from ..core.rows import Matrix, varying_columns
 
 if TYPE_CHECKING:
+    from scipy import sparse
+
     from ..core.differential import Differential
 
 METHODS = ("ora", "mannwhitney", "ulm")
@@ -37,8 +40,11 @@ def enrich(
     min_size: int = 5,
     max_size: int | None = 500,
     n_sets: int | None = 50,
+    n_null: int = 1,
+    batch: str | None = None,
     min_cells: int = 3,
     pseudocount: float = 0.1,
+    rng: int = 0,
     progress: bool = True,
 ) -> None:
     r"""Find the gene sets of every feature.
@@ -58,6 +64,10 @@ def enrich(
       direction is its sign, the p-value two-sided.
 
     P-values are adjusted over the sets (and for `"ora"` separately for up and down) of each feature by Benjamini-Hochberg.
+    They know nothing of how genes go together, so everything is repeated on `n_null` permutations of the cells, in which each
+    cell has the activations of a random other one: correlated genes and sets are kept, and nothing is there to be found.
+    `fdr` is the number of p-values up to this one that a permutation gives, over all features, sets and directions, as a share
+    of the number found (made monotone; Tusher et al. 2001, doi:10.1073/pnas.091062498).
 
     Parameters
     ----------
@@ -88,10 +98,16 @@ def enrich(
         Gene sets with fewer or more measured genes (those that vary over the cells) are left out.
     n_sets
         Gene sets to store per feature and direction, best first; None for all. P-values are adjusted over all of them.
+    n_null
+        Permutations. Each takes as long as the test itself; 0 for none, and `fdr` is NaN.
+    batch
+        Column of `obs`: cells are permuted within each of its values.
     min_cells
         Features that are active, or inactive, in fewer cells are left out.
     pseudocount
         Of the fold change, see :func:`sae.tl.rank_genes`.
+    rng
+        Seed of the permutations.
     progress
         Show a progress bar when it takes more than a second.
 
@@ -99,13 +115,14 @@ def enrich(
     -------
     Nothing. Writes `uns[key]["enrichment"]`, a row per feature, gene set and direction with at least one gene of the set
     standing out (for `"mannwhitney"` and `"ulm"`, any): `feature`, `collection`, `gene_set`, `direction`, `overlap` (genes of the set
-    that stand out), `size` (genes of the set that were tested), `score`, `pval`, `padj`, `genes` (the overlapping genes,
-    largest absolute t first, separated by ";"), and `modality` for a MuData.
+    that stand out), `size` (genes of the set that were tested), `score`, `pval`, `padj`, `fdr`, `genes` (the overlapping genes,
+    largest absolute t first, separated by ";"), and `modality` for a MuData. `uns[key]["enrichment_null"]` has a row per collection: the share of all
+    features with a gene set at adjusted p ≤ `max_padj` (`annotated`), and the same under permutation (`annotated_null`).
 
     Raises
     ------
     KeyError
-        There are no activations, or no such layer.
+        There are no activations, or no such layer or batch.
     ValueError
         `net` lacks columns, has no gene in common with the data or no set of suitable size; repeated gene names; negative
         (scaled), NaN or infinite expression values.
@@ -122,10 +139,11 @@ def enrich(
     """
     from scanpy import logging as logg
 
-    from ..core.differential import differential
-    from ..core.groups import active_groups, percentile_groups
+    from ..core.null import empirical_fdr, permuted_cells
 
     _check(method, collection, max_padj, min_log2fc, min_size, max_size, n_sets)
+    if n_null < 0:
+        raise ValueError(f"n_null={n_null} is negative. Pass the number of permutations, or 0 for none.")
     held = holder(data, mod)
     a = _schema.activations(held, key)
     expressed, rows = expression(data, held, layer=layer, use_raw=use_raw, var_mod=var_mod)
@@ -138,18 +156,34 @@ def enrich(
         f"testing {len(sets.names)} gene sets of {collection!r} for {a.shape[1]} features with {method!r}"
     )
 
-    groups = active_groups(a[rows]) if percentile is None else percentile_groups(a[rows], percentile)
-    rows_of = {"ora": _ora, "mannwhitney": _mannwhitney, "ulm": _ulm}[method]
-    parts = []
-    with progress_bar(a.shape[1], "enrich", "feature", shown=progress) as bar:
-        for block in differential(
-            groups, matrix, log_base=expressed.log_base, pseudocount=pseudocount, min_cells=min_cells
-        ):
-            listed = _Listed(block, sets, genes, max_padj, min_log2fc, n_sets)
-            parts.extend(rows_of(listed))
-            bar.update(len(block.features))
-        bar.update(a.shape[1] - bar.n)
+    codes = _batch_codes(held, batch)
+    how = _How(
+        method,
+        matrix,
+        expressed.log_base,
+        sets,
+        genes,
+        percentile=percentile,
+        max_padj=max_padj,
+        min_log2fc=min_log2fc,
+        n_sets=n_sets,
+        min_cells=min_cells,
+        pseudocount=pseudocount,
+    )
+    a = a[rows]
+    n_features = a.shape[1]
+    with progress_bar((1 + n_null) * n_features, "enrich", "feature", shown=progress) as bar:
+        real, annotated, parts = _run(a, how, bar.update, write=True)
+        null = np.full((n_null, *real.shape), np.nan, dtype=np.float32)
+        by_chance, generator = np.zeros(n_null), np.random.default_rng(rng)
+        for number in range(n_null):
+            permuted = permuted_cells(a, None if codes is None else codes[rows], generator)
+            null[number], by_chance[number], _ = _run(permuted, how, bar.update, write=False)
+        bar.update((1 + n_null) * n_features - bar.n)
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
+    if parts:
+        fdr = empirical_fdr(real, null) if n_null else np.full(real.shape, np.nan)
+        columns["fdr"] = fdr[columns["direction"], columns["feature"], columns["gene_set"]].astype(np.float64)
     columns["collection"] = np.zeros(len(columns.get("feature", ())), dtype=np.int64)
     categories = {
         "feature": _schema.feature_names(key, a.shape[1]),
@@ -162,15 +196,24 @@ def enrich(
     if modality is not None:
         table["modality"] = pd.Categorical([modality] * len(table))
 
-    stored = _schema.read(held, key)
-    table = _schema.replace_rows(stored.get("enrichment"), table, {"collection": collection, "modality": modality})
-    _schema.write(held, key, {**stored, "enrichment": table})
-    n_named = table.loc[(table["collection"] == collection) & (table["padj"] <= max_padj), "feature"].nunique()
+    shares = {
+        "annotated": annotated / n_features,
+        "annotated_null": by_chance.mean() / n_features if n_null else np.nan,
+    }
+    summary = pd.DataFrame({"collection": [collection], "method": [method], "max_padj": [max_padj], **shares})
+    summary = summary.astype({"collection": "category", "method": "category"})
+    if modality is not None:
+        summary["modality"] = pd.Categorical([modality])
+    stored, place = _schema.read(held, key), {"collection": collection, "modality": modality}
+    table = _schema.replace_rows(stored.get("enrichment"), table, place)
+    summary = _schema.replace_rows(stored.get("enrichment_null"), summary, place)
+    _schema.write(held, key, {**stored, "enrichment": table, "enrichment_null": summary})
     logg.info(
         "    finished",
         time=start,
-        deep=f"added\n    {held.where}.uns[{key!r}]['enrichment'], collection {collection!r}: {n_named} of {a.shape[1]} "
-        f"features have a gene set at padj ≤ {max_padj}",
+        deep=f"added\n    {held.where}.uns[{key!r}]['enrichment'], collection {collection!r}: {annotated} of {n_features} "
+        f"features have a gene set at padj ≤ {max_padj}"
+        + (f", {by_chance.mean():.1f} when cells are permuted" if n_null else ""),
     )
 
 
@@ -200,79 +243,136 @@ def _check(
 
 
 @dataclass(frozen=True)
+class _How:
+    """What is tested, and how."""
+
+    method: str
+    x: Matrix
+    log_base: float | None
+    sets: GeneSets
+    genes: pd.Index
+    percentile: float | None
+    max_padj: float
+    min_log2fc: float
+    n_sets: int | None
+    min_cells: int
+    pseudocount: float
+
+
+@dataclass(frozen=True)
+class _Tested:
+    """Gene sets of a block of features in one direction; arrays (features, sets)."""
+
+    direction: str
+    overlap: np.ndarray
+    score: np.ndarray
+    pval: np.ndarray
+    padj: np.ndarray
+    kept: np.ndarray
+
+
+def _run(
+    a: sparse.csr_matrix, how: _How, advance: Callable[[int], object], *, write: bool
+) -> tuple[np.ndarray, int, list[dict[str, np.ndarray]]]:
+    """Test all gene sets for all features.
+
+    Returns
+    -------
+    −log p (directions, features, sets) with NaN for what is not kept, the number of features with a gene set at the
+    adjusted p that is asked for, and the columns of the table, in parts.
+    """
+    from ..core.differential import differential
+    from ..core.groups import active_groups, percentile_groups
+
+    groups = active_groups(a) if how.percentile is None else percentile_groups(a, how.percentile)
+    tests = {"ora": _ora, "mannwhitney": _mannwhitney, "ulm": _ulm}[how.method]
+    evidence = np.full((len(DIRECTIONS), a.shape[1], len(how.sets.names)), np.nan, dtype=np.float32)
+    annotated, parts = 0, []
+    for block in differential(
+        groups, how.x, log_base=how.log_base, pseudocount=how.pseudocount, min_cells=how.min_cells
+    ):
+        listed = _Listed(block, how)
+        named = np.zeros(len(block.features), dtype=bool)
+        for found in tests(listed):
+            strength = -np.log(np.maximum(found.pval, np.finfo(np.float64).tiny))
+            evidence[DIRECTIONS.index(found.direction), block.features] = np.where(found.kept, strength, np.nan)
+            named |= ((found.padj <= how.max_padj) & found.kept).any(axis=1)
+            if write:
+                parts.append(listed.rows(found))
+        annotated += int(named.sum())
+        advance(len(block.features))
+    return evidence, annotated, parts
+
+
+def _batch_codes(held: Holder, batch: str | None) -> np.ndarray | None:
+    if batch is None:
+        return None
+    if batch not in held.data.obs.columns:
+        raise KeyError(f"{held.where}.obs has no column {batch!r}; it has {listing(held.data.obs.columns)}.")
+    return pd.factorize(held.data.obs[batch])[0]
+
+
+@dataclass(frozen=True)
 class _Listed:
     """A block of features with what decides which rows are stored, and which genes are listed in them."""
 
     block: Differential
-    sets: GeneSets
-    genes: pd.Index
-    max_padj: float
-    min_log2fc: float
-    n_sets: int | None
+    how: _How
 
     def standing_out(self, direction: str) -> np.ndarray:
         """Mark (features, genes) that differ between active and inactive cells in one direction."""
         sign = 1 if direction == "up" else -1
-        return (self.block.padj <= self.max_padj) & (sign * self.block.log2fc >= self.min_log2fc)
+        return (self.block.padj <= self.how.max_padj) & (sign * self.block.log2fc >= self.how.min_log2fc)
 
-    def rows(
-        self,
-        direction: str,
-        overlap: np.ndarray,
-        score: np.ndarray,
-        pval: np.ndarray,
-        padj: np.ndarray,
-        kept: np.ndarray,
-    ) -> dict[str, np.ndarray]:
-        """Write the best sets of each feature among those `kept`, all arrays (features, sets), as table columns."""
-        order = np.lexsort((-np.abs(score), np.where(kept, pval, np.inf)), axis=1)[:, : self.n_sets]
+    def rows(self, found: _Tested) -> dict[str, np.ndarray]:
+        """Write the best sets of each feature among those kept as table columns."""
+        kept, pval, n_sets = found.kept, found.pval, self.how.n_sets
+        order = np.lexsort((-np.abs(found.score), np.where(kept, pval, np.inf)), axis=1)[:, :n_sets]
         features = np.broadcast_to(np.arange(len(pval))[:, None], order.shape)
         chosen = kept[features, order]
         f, s = features[chosen], order[chosen]
         return {
             "feature": self.block.features[f],
             "gene_set": s,
-            "direction": np.full(len(f), DIRECTIONS.index(direction)),
-            "overlap": overlap[f, s],
-            "size": self.sets.members.getnnz(axis=1)[s].astype(np.int64),
-            "score": score[f, s],
+            "direction": np.full(len(f), DIRECTIONS.index(found.direction)),
+            "overlap": found.overlap[f, s],
+            "size": self.how.sets.members.getnnz(axis=1)[s].astype(np.int64),
+            "score": found.score[f, s],
             "pval": pval[f, s],
-            "padj": padj[f, s],
-            "genes": self._overlapping_genes(direction, f, s),
+            "padj": found.padj[f, s],
+            "genes": self._overlapping_genes(found.direction, f, s),
         }
 
-    def rows_by_sign(self, score: np.ndarray, pval: np.ndarray, padj: np.ndarray) -> list[dict[str, np.ndarray]]:
-        """Write sets with a positive score as up, and those with a negative one as down."""
-        parts = []
+    def by_sign(self, score: np.ndarray, pval: np.ndarray, padj: np.ndarray) -> list[_Tested]:
+        """Take sets with a positive score as up, and those with a negative one as down."""
+        found = []
         for direction, kept in (("up", score > 0), ("down", score < 0)):
-            overlap = (self.sets.members @ self.standing_out(direction).T.astype(np.float64)).T.astype(np.int64)
-            parts.append(self.rows(direction, overlap, score, pval, padj, kept))
-        return parts
+            overlap = (self.how.sets.members @ self.standing_out(direction).T.astype(np.float64)).T.astype(np.int64)
+            found.append(_Tested(direction, overlap, score, pval, padj, kept))
+        return found
 
     def _overlapping_genes(self, direction: str, features: np.ndarray, sets: np.ndarray) -> np.ndarray:
         standing = self.standing_out(direction)
-        members, strength = self.sets.members, np.abs(self.block.score)
+        members, strength = self.how.sets.members, np.abs(self.block.score)
         listed = np.empty(len(features), dtype=object)
         for row, (f, s) in enumerate(zip(features, sets, strict=True)):
             hits = members.indices[members.indptr[s] : members.indptr[s + 1]]
             hits = hits[standing[f, hits]]
-            listed[row] = SEPARATOR.join(self.genes[hits[np.argsort(-strength[f, hits], kind="stable")]])
+            listed[row] = SEPARATOR.join(self.how.genes[hits[np.argsort(-strength[f, hits], kind="stable")]])
         return listed
 
 
-def _ora(listed: _Listed) -> list[dict[str, np.ndarray]]:
+def _ora(listed: _Listed) -> list[_Tested]:
     from ..core.enrichment import over_representation
 
-    parts = []
+    found = []
     for direction in DIRECTIONS:
-        result = over_representation(listed.standing_out(direction), listed.sets.members)
-        parts.append(
-            listed.rows(direction, result.overlap, result.log2_odds, result.pval, result.padj, result.overlap > 0)
-        )
-    return parts
+        result = over_representation(listed.standing_out(direction), listed.how.sets.members)
+        found.append(_Tested(direction, result.overlap, result.log2_odds, result.pval, result.padj, result.overlap > 0))
+    return found
 
 
-def _ulm(listed: _Listed) -> list[dict[str, np.ndarray]]:
+def _ulm(listed: _Listed) -> list[_Tested]:
     import decoupler as dc
     from scipy.special import stdtr
 
@@ -281,18 +381,18 @@ def _ulm(listed: _Listed) -> list[dict[str, np.ndarray]]:
     t = listed.block.score
     t = np.clip(t, *np.array([-1, 1]) * np.abs(t[np.isfinite(t)]).max(initial=0))
     scores, _ = dc.mt.ulm(
-        pd.DataFrame(t, index=listed.block.features.astype(str), columns=listed.genes.astype(str)),
-        listed.sets.net,
+        pd.DataFrame(t, index=listed.block.features.astype(str), columns=listed.how.genes.astype(str)),
+        listed.how.sets.net,
         tmin=0,
         empty=False,
     )
-    score = scores[listed.sets.names].to_numpy(dtype=np.float64)
-    pval = 2 * stdtr(len(listed.genes) - 2, -np.abs(score))
-    return listed.rows_by_sign(score, pval, benjamini_hochberg(pval))
+    score = scores[listed.how.sets.names].to_numpy(dtype=np.float64)
+    pval = 2 * stdtr(len(listed.how.genes) - 2, -np.abs(score))
+    return listed.by_sign(score, pval, benjamini_hochberg(pval))
 
 
-def _mannwhitney(listed: _Listed) -> list[dict[str, np.ndarray]]:
+def _mannwhitney(listed: _Listed) -> list[_Tested]:
     from ..core.enrichment import rank_sets
 
-    result = rank_sets(np.where(np.isnan(listed.block.pval), np.nan, listed.block.score), listed.sets.members)
-    return listed.rows_by_sign(result.z, result.pval, result.padj)
+    result = rank_sets(np.where(np.isnan(listed.block.pval), np.nan, listed.block.score), listed.how.sets.members)
+    return listed.by_sign(result.z, result.pval, result.padj)
