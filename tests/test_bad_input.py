@@ -382,6 +382,35 @@ CASES = {
         r"has no labels.*two are needed",
         put("obs", "none", lambda _: pd.Categorical([None] * 60, categories=["a", "b"])),
     ),
+    "score_labels: scopes": Case(score_labels(scopes="4-way"), ValueError, r"scopes='4-way' is neither '3-way' nor"),
+    "score_labels: no splits": Case(score_labels(n_splits=0), ValueError, r"n_splits=0 is below 1"),
+    "score_labels: missing donor column": Case(
+        score_labels(donor="patient"), KeyError, r"obs has no column 'patient'; it has 'group'.*donor="
+    ),
+    "score_labels: cells without a donor": Case(
+        score_labels(donor="donor"),
+        ValueError,
+        r"adata\.obs\['donor'\] is missing for 20 of the 60 labelled cells\. Fill it in",
+        put("obs", "donor", lambda _: [None, "x", "y"] * 20),
+    ),
+    "score_labels: one donor": Case(
+        score_labels(donor="donor"),
+        ValueError,
+        r"only one donor \('x'\).*two are needed\. Leave donor= out",
+        put("obs", "donor", lambda _: ["x"] * 60),
+    ),
+    "score_labels: unknown labels in the order": Case(
+        score_labels(order=["a", "z", "b"]),
+        ValueError,
+        r"order= has labels that no cell has: 'z'\. .* has 'a', 'b', 'c'",
+    ),
+    "score_labels: a label twice in the order": Case(
+        score_labels(order=["a", "b", "a"]), ValueError, r"order= has 'a' more than once"
+    ),
+    "score_labels: an order of one": Case(score_labels(order=["a"]), ValueError, r"not a list of two or more labels"),
+    "score_labels: an order that is a string": Case(
+        score_labels(order="ab"), ValueError, r"order='ab' is not a list of two or more labels"
+    ),
     "score_labels: column with a slash": Case(
         score_labels("a/b"), ValueError, r"'a/b' cannot name .* Rename", put("obs", "a/b", lambda _: ["x", "y"] * 30)
     ),

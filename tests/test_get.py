@@ -18,6 +18,7 @@ GETTERS = {
     "genes": sae.get.genes,
     "enrichment": sae.get.enrichment,
     "labels": sae.get.labels,
+    "label_summary": sae.get.label_summary,
 }
 TABLES = ["genes", "enrichment", "labels"]
 BEST_FIRST = {"genes": ("score", False), "enrichment": ("pval", True), "labels": ("auroc", False)}
@@ -149,6 +150,13 @@ def test_labels_by_groupby_and_label(analysed):
     assert set(sae.get.labels(analysed, groupby="phase")["label"]) == {"G1", "S", "G2M"}
     table = sae.get.labels(analysed, groupby="bulk_labels", label="CD19+ B")
     assert len(table) == 32 and table["label"].eq("CD19+ B").all()
+
+
+def test_label_summary_by_groupby_and_source(analysed):
+    assert len(sae.get.label_summary(analysed)) == 13
+    assert set(sae.get.label_summary(analysed, groupby="phase", source="feature")["label"]) == {"G1", "S", "G2M"}
+    with pytest.raises(KeyError, match="no results for the source 'gene'; there are for 'feature'"):
+        sae.get.label_summary(analysed, source="gene")
 
 
 def test_features_and_history(analysed):

@@ -23,12 +23,12 @@ VERBS = {
     "enrich by ulm": lambda data, var_mod=None, **where: sae.tl.enrich(
         data, SETS, method="ulm", collection="ulm", var_mod=var_mod, **where
     ),
-    "score_labels": lambda data, **where: sae.tl.score_labels(data, "group", **where),
+    "score_labels": lambda data, **where: sae.tl.score_labels(data, "group", order=["a", "b", "c"], **where),
     "score_labels again": lambda data, **where: sae.tl.score_labels(data, "half", **where),
 }
 SETS = {"early": [f"g{i}" for i in range(8)], "late": [f"g{i}" for i in range(12, 20)]}
 NEED_GENES = ("rank_genes", "enrich", "enrich by ulm")
-GETTERS = ("activations", "features", "model", "decoder", "history", "genes", "enrichment", "labels")
+GETTERS = ("activations", "features", "model", "decoder", "history", "genes", "enrichment", "labels", "label_summary")
 
 
 def write_h5ad(adata: ad.AnnData, path: Path) -> ad.AnnData:

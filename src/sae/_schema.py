@@ -22,10 +22,19 @@ GENES = ("feature", "gene", "score", "log2fc", "pval", "padj")
 ENRICHMENT = (
     "feature", "collection", "gene_set", "direction", "overlap", "size", "score", "pval", "padj", "fdr", "genes",
 )  # fmt: skip
-LABELS = ("feature", "groupby", "label", "auroc", "f1", "difference", "pval", "padj")
-MADE_BY = {"genes": "rank_genes", "enrichment": "enrich", "labels": "score_labels", "features": "encode"}
+LABELS = (
+    "feature", "groupby", "label", "auroc", "f1", "held_out_auroc", "held_out_f1", "difference", "ci_low", "ci_high",
+    "pval", "padj",
+)  # fmt: skip
+LABEL_SUMMARY = (
+    "groupby", "label", "source", "n_cells", "selected", "agreement", "selection_auroc", "held_out_auroc", "held_out_sd",
+)  # fmt: skip
+MADE_BY = {
+    "genes": "rank_genes", "enrichment": "enrich", "labels": "score_labels", "label_summary": "score_labels",
+    "features": "encode",
+}  # fmt: skip
 
-OTHER_TYPES = {"overlap": np.int64, "size": np.int64, "genes": np.object_}
+OTHER_TYPES = {"overlap": np.int64, "size": np.int64, "n_cells": np.int64, "genes": np.object_, "selected": np.object_}
 """Of the columns that are neither categories nor float64."""
 
 Features = str | int | Sequence[str | int] | None
@@ -205,11 +214,8 @@ def replace_rows(old: pd.DataFrame | None, new: pd.DataFrame, values: Mapping[st
     joined = {}
     for name in dict.fromkeys([*kept.columns, *new.columns]):
         dtype = (new if name in new else kept)[name].dtype
-        # Tables of a lone AnnData have no `modality`.
-        pair = [
-            part[name] if name in part else pd.Series(pd.Categorical.from_codes(np.full(len(part), -1), dtype=dtype))
-            for part in (kept, new)
-        ]
+        # Tables of a lone AnnData have no `modality`, those of earlier versions no `held_out_auroc`.
+        pair = [part[name] if name in part else pd.Series(np.nan, range(len(part)), dtype) for part in (kept, new)]
         categorical = all(isinstance(part.dtype, pd.CategoricalDtype) for part in pair)
         joined[name] = pd.api.types.union_categoricals(pair) if categorical else pd.concat(pair, ignore_index=True)
     return plain_index(pd.DataFrame(joined))

@@ -14,7 +14,18 @@ from ._data import Data, holder, is_mudata, joint_keys, listing
 from ._schema import Features
 from .core.autoencoder import Autoencoder
 
-__all__ = ["activations", "decoder", "embedding", "enrichment", "features", "genes", "history", "labels", "model"]
+__all__ = [
+    "activations",
+    "decoder",
+    "embedding",
+    "enrichment",
+    "features",
+    "genes",
+    "history",
+    "label_summary",
+    "labels",
+    "model",
+]
 
 
 def activations(data: Data, feature: Features = None, *, key: str = "sae", mod: str | None = None) -> ad.AnnData:
@@ -333,6 +344,47 @@ def labels(
     return _best(table, ["auroc"], [False], max_padj, n)
 
 
+def label_summary(
+    data: Data,
+    *,
+    groupby: str | None = None,
+    label: str | None = None,
+    source: str | None = None,
+    key: str = "sae",
+    mod: str | None = None,
+) -> pd.DataFrame:
+    """Return the best feature of every label, scored on cells that did not choose it, the best known labels first.
+
+    Parameters
+    ----------
+    data, key, mod
+        As in :func:`sae.get.activations`, after `tl.score_labels`.
+    groupby
+        Only labels of this column of `obs`.
+    label
+        Only this label.
+    source
+        `"feature"`, or with `baselines=True` also `"gene"` and `"representation"`: only the best one of these.
+
+    Returns
+    -------
+    A row per label and source; :func:`sae.tl.score_labels` describes the columns.
+
+    Examples
+    --------
+    >>> import sae
+    >>> adata = sae.datasets.pbmc68k()
+    >>> sae.tl.fit(adata, n_features=32, steps=200)
+    >>> sae.tl.encode(adata)
+    >>> sae.tl.score_labels(adata, "bulk_labels")
+    >>> bool(sae.get.label_summary(adata, label="CD19+ B")["held_out_auroc"].iloc[0] > 0.9)
+    True
+    """
+    table = _schema.table(holder(data, mod), key, "label_summary")
+    table = _of(_of(_of(table, "groupby", groupby), "label", label), "source", source)
+    return _plain(table.sort_values("held_out_auroc", ascending=False, kind="stable"))
+
+
 def _check_direction(direction: str | None) -> None:
     if direction not in (None, "up", "down"):
         raise ValueError(f"direction={direction!r} is neither 'up' nor 'down'.")
@@ -364,6 +416,11 @@ def _best(
     table = table.sort_values(list(by), ascending=list(ascending), kind="stable")
     if n is not None:
         table = table[table.groupby("feature", observed=True).cumcount() < n]
+    return _plain(table)
+
+
+def _plain(table: pd.DataFrame) -> pd.DataFrame:
+    """Number the rows, and drop categories without any."""
     categorical = table.select_dtypes("category").columns
     table = table.assign(**{name: table[name].cat.remove_unused_categories() for name in categorical})
     return table.reset_index(drop=True)

@@ -14,9 +14,26 @@ COLUMNS = {
     "label": "category",
     "auroc": "float64",
     "f1": "float64",
+    "held_out_auroc": "float64",
+    "held_out_f1": "float64",
     "difference": "float64",
+    "ci_low": "float64",
+    "ci_high": "float64",
     "pval": "float64",
     "padj": "float64",
+}
+
+
+SUMMARY = {
+    "groupby": "category",
+    "label": "category",
+    "source": "category",
+    "n_cells": "int64",
+    "selected": "category",
+    "agreement": "float64",
+    "selection_auroc": "float64",
+    "held_out_auroc": "float64",
+    "held_out_sd": "float64",
 }
 
 
@@ -55,12 +72,18 @@ def test_writes_the_table_and_the_summary(encoded, compare):
     before = compare.state(encoded)
     assert sae.tl.score_labels(encoded, "bulk_labels") is None
     table = encoded.uns["sae"].pop("labels")
+    summary = encoded.uns["sae"].pop("label_summary")
     features = encoded.uns["sae"]["features"]
     assert list(features)[-3:] == ["bulk_labels_label", "bulk_labels_auroc", "bulk_labels_scope"]
     encoded.uns["sae"]["features"] = features.iloc[:, :-3]
     compare.assert_same(before, compare.state(encoded))
     assert table.dtypes.astype(str).to_dict() == COLUMNS
     assert list(table) == list(COLUMNS)
+    assert summary.dtypes.astype(str).to_dict() == SUMMARY
+    assert list(summary) == list(SUMMARY)
+    assert len(summary) == 10 and set(summary["source"]) == {"feature"}
+    counts = encoded.obs["bulk_labels"].value_counts()
+    assert summary["n_cells"].tolist() == counts[summary["label"].astype(str)].tolist()
     assert len(table) == 32 * 10
     assert table.index.tolist() == [str(i) for i in range(320)]
     assert set(table["groupby"]) == {"bulk_labels"}
@@ -82,6 +105,9 @@ def test_scopes(encoded, groupby):
     expected = [scope_from_the_formula(a[:, i], labels) for i in range(32)]
     assert encoded.uns["sae"]["features"][f"{groupby}_scope"].tolist() == expected
     assert len(set(expected)) > 1
+    sae.tl.score_labels(encoded, groupby, scopes="2-way")
+    two_way = ["global" if scope == "regional" else scope for scope in expected]
+    assert encoded.uns["sae"]["features"][f"{groupby}_scope"].tolist() == two_way
 
 
 def test_dead_features(fitted):
@@ -169,10 +195,14 @@ def test_known_biology(encoded):
     assert best[["CD19+ B", "CD14+ Monocyte"]].min() > 0.9
 
 
-def test_a_label_of_one_cell(encoded):
+def test_a_label_of_one_cell(encoded, log):
     encoded.obs["one"] = np.where(np.arange(700) == 5, "this", "others")
     sae.tl.score_labels(encoded, "one")
     table = encoded.uns["sae"]["labels"]
+    assert "no held-out scores for 'others', 'this'" in log() and "at least two cells" in log()
+    assert table[["held_out_auroc", "held_out_f1", "ci_low", "ci_high"]].isna().all(axis=None)
+    summary = encoded.uns["sae"]["label_summary"]
+    assert summary["selected"].isna().all() and summary["held_out_auroc"].isna().all()
     assert_scores_of(table, encoded.obsm["sae"], encoded.obs["one"].to_numpy())
     # No spread can be estimated from one cell, so nothing is called significant.
     assert set(encoded.uns["sae"]["features"]["one_scope"]) == {"global"}
@@ -190,6 +220,7 @@ def test_mudata(make_mudata, compare):
     before = compare.state(mdata)
     sae.tl.score_labels(mdata, "group", mod="adt")
     table = mdata["adt"].uns["sae"].pop("labels")
+    del mdata["adt"].uns["sae"]["label_summary"]
     assert_scores_of(table, mdata["adt"].obsm["sae"], mdata["adt"].obs["group"].to_numpy())
     features = mdata["adt"].uns["sae"]["features"]
     mdata["adt"].uns["sae"]["features"] = features.iloc[:, :-3]
@@ -205,3 +236,146 @@ def test_feature_silent_in_the_labelled_cells_has_no_label(analysed):
     row = sae.get.features(analysed).loc["sae_0"]
     assert row["part_scope"] == "dead"
     assert row["part_label"] is np.nan or row["part_label"] is None or row["part_label"] != row["part_label"]
+
+
+def test_held_out_scores_can_be_told_from_those_of_all_cells(encoded):
+    sae.tl.score_labels(encoded, "bulk_labels")
+    table = sae.get.labels(encoded)
+    assert (table["ci_low"] <= table["difference"]).all() and (table["difference"] <= table["ci_high"]).all()
+    strong = table[table["auroc"] > 0.8]
+    np.testing.assert_allclose(strong["held_out_auroc"], strong["auroc"], atol=0.05)
+    absent = table[table["auroc"] < 0.2]
+    assert (absent["held_out_auroc"] > 0.75).all(), "scored in the direction that was chosen"
+    assert table["held_out_f1"].mean() < table["f1"].mean()
+
+
+def test_summary(encoded):
+    sae.tl.score_labels(encoded, "bulk_labels", baselines=True)
+    summary = sae.get.label_summary(encoded)
+    assert len(summary) == 30 and summary["held_out_auroc"].is_monotonic_decreasing
+    features = sae.get.label_summary(encoded, source="feature")
+    assert features["selected"].isin(sae.get.features(encoded).index).all()
+    assert sae.get.label_summary(encoded, source="gene")["selected"].isin(encoded.var_names).all()
+    assert sae.get.label_summary(encoded, source="representation")["selected"].str.startswith("X_pca_").all()
+    assert summary["agreement"].between(0.1, 1).all() and summary["held_out_sd"].between(0, 0.3).all()
+    assert summary["held_out_auroc"].mean() < summary["selection_auroc"].mean()
+    b_cells = sae.get.label_summary(encoded, label="CD19+ B", source="gene").iloc[0]
+    assert b_cells["selected"] in ("CD79A", "CD79B", "CD74", "HLA-DRA", "MS4A1")
+    # The summary agrees with the scores of the feature on all cells.
+    best = sae.get.labels(encoded, label="CD19+ B").iloc[0]
+    row = sae.get.label_summary(encoded, label="CD19+ B", source="feature").iloc[0]
+    assert row["selected"] == best["feature"] and row["held_out_auroc"] == pytest.approx(best["auroc"], abs=0.05)
+
+
+def test_random_labels_are_not_known_to_any_feature(encoded):
+    """The mean over 20 draws, within 4 of its standard errors."""
+    means, chosen = [], []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        encoded.obs["random"] = rng.permutation(encoded.obs["louvain"].astype(str))
+        sae.tl.score_labels(encoded, "random", rng=seed, n_splits=2)
+        summary = sae.get.label_summary(encoded)
+        means.append(summary["held_out_auroc"].mean())
+        chosen.append(summary["selection_auroc"].mean())
+    error = np.std(means, ddof=1) / np.sqrt(20)
+    assert error < 0.02 and abs(np.mean(means) - 0.5) < 4 * error
+    assert np.mean(chosen) > 0.55
+
+
+def test_summary_of_a_second_groupby_keeps_the_first(encoded):
+    sae.tl.score_labels(encoded, "bulk_labels", baselines=True)
+    first = encoded.uns["sae"]["label_summary"]
+    sae.tl.score_labels(encoded, "phase", n_splits=1)
+    both = encoded.uns["sae"]["label_summary"]
+    assert len(both) == 33 and both.dtypes.astype(str).to_dict() == SUMMARY
+    pd.testing.assert_frame_equal(both.head(30), first, check_categorical=False)
+    assert both.tail(3)["held_out_sd"].isna().all(), "one split has no standard deviation"
+    sae.tl.score_labels(encoded, "bulk_labels")
+    assert len(encoded.uns["sae"]["label_summary"]) == 13
+
+
+def test_splits_are_seeded(encoded):
+    def summary(**settings):
+        sae.tl.score_labels(encoded, "bulk_labels", **settings)
+        return encoded.uns["sae"]["label_summary"]
+
+    pd.testing.assert_frame_equal(summary(), summary(rng=0))
+    pd.testing.assert_frame_equal(summary(), summary(rng=np.random.default_rng(0)))
+    assert not summary().equals(summary(rng=1))
+
+
+def test_donors_are_not_divided(encoded, log):
+    """A feature of one donor looks like one of a label that the donor has most of, until other donors are scored."""
+    encoded.obs["donor"] = np.array(["d1", "d2", "d3", "d4"])[np.arange(700) % 4]
+    encoded.obs["where"] = np.where(encoded.obs["donor"] == "d1", "one", "many")
+    sae.tl.score_labels(encoded, "where", donor="donor")
+    assert "no held-out scores for 'many', 'one'" in log() or "no held-out scores for 'one'" in log()
+    assert "at least two donors (adata.obs['donor'])" in log()
+    sae.tl.score_labels(encoded, "bulk_labels", donor="donor")
+    summary = sae.get.label_summary(encoded, groupby="bulk_labels", label="CD19+ B")
+    assert summary["held_out_auroc"].iloc[0] > 0.9
+
+    a = encoded.obsm["sae"].toarray()
+    inside = (encoded.obs["bulk_labels"] == "CD19+ B").to_numpy()
+    column = int(summary["selected"].iloc[0].rpartition("_")[2])
+    of_donor = [roc_auc_score(inside[np.arange(700) % 4 == i], a[np.arange(700) % 4 == i, column]) for i in range(4)]
+    assert min(of_donor) - 0.05 < summary["held_out_auroc"].iloc[0] < max(of_donor) + 0.05
+
+
+def test_trend_along_ordered_labels(encoded):
+    order = ["CD34+", "CD4+/CD25 T Reg", "CD14+ Monocyte", "Dendritic"]
+    sae.tl.score_labels(encoded, "bulk_labels", order=order)
+    features = sae.get.features(encoded)
+    assert list(features)[-3:] == ["bulk_labels_trend", "bulk_labels_trend_score", "bulk_labels_trend_padj"]
+    known = encoded.obs["bulk_labels"].isin(order).to_numpy()
+    place = pd.Index(order).get_indexer(encoded.obs["bulk_labels"][known])
+    a = encoded.obsm["sae"].toarray()[known].astype(np.float64)
+    tests = [stats.kendalltau(place, column, method="asymptotic") for column in a.T]
+    for test, score in zip(tests, features["bulk_labels_trend_score"], strict=True):
+        assert test.pvalue == pytest.approx(2 * stats.norm.sf(abs(score)), rel=1e-9)
+        assert np.sign(test.statistic) == np.sign(score)
+    padj = stats.false_discovery_control([test.pvalue for test in tests])
+    np.testing.assert_allclose(features["bulk_labels_trend_padj"], padj, rtol=1e-9)
+    means = np.stack([a[place == i].mean(axis=0) for i in range(4)])
+    steps = np.diff(means, axis=0)
+    expected = np.select([(steps > 0).all(axis=0), (steps < 0).all(axis=0)], ["rising", "falling"], "none")
+    assert features["bulk_labels_trend"].tolist() == expected.tolist()
+    assert len(set(expected)) > 1
+
+    sae.tl.score_labels(encoded, "bulk_labels")
+    assert not [name for name in sae.get.features(encoded) if "_trend" in name], "no trend of an earlier order is left"
+
+
+def test_baselines_of_a_mudata(make_mudata):
+    mdata = make_mudata()
+    sae.tl.fit(mdata, "X_joint", n_features=8, steps=30)
+    sae.tl.encode(mdata)
+    sae.tl.score_labels(mdata, "group", baselines=True, var_mod="adt")
+    summary = sae.get.label_summary(mdata)
+    assert summary.groupby("source", observed=True)["selected"].apply(set).loc["gene"] <= set(mdata["adt"].var_names)
+
+    rows = mdata["adt"].obs_names
+    inside = (mdata.obs["group"][rows] == "a").to_numpy()
+    gene = summary.query("label == 'a' and source == 'gene'").iloc[0]
+    values = np.asarray(mdata["adt"][:, gene["selected"]].X).ravel()
+    if gene["agreement"] == 1:
+        assert gene["held_out_auroc"] == pytest.approx(roc_auc_score(inside, values), abs=0.05)
+
+
+def test_baselines_of_features_of_genes(make_adata):
+    adata = make_adata(layout="csr")
+    sae.tl.fit(adata, "X", n_features=8, steps=30)
+    sae.tl.encode(adata)
+    sae.tl.score_labels(adata, "group", baselines=True)
+    by = sae.get.label_summary(adata).set_index(["label", "source"])["held_out_auroc"].unstack()
+    assert (by["representation"] >= by["gene"] - 0.1).all()
+
+
+def test_rows_of_a_table_without_the_newer_columns_are_kept(encoded):
+    sae.tl.score_labels(encoded, "bulk_labels")
+    stored = encoded.uns["sae"]
+    stored["labels"] = stored["labels"].drop(columns=["held_out_auroc", "held_out_f1", "ci_low", "ci_high"])
+    sae.tl.score_labels(encoded, "phase")
+    table = encoded.uns["sae"]["labels"]
+    assert table.loc[table["groupby"] == "bulk_labels", "held_out_auroc"].isna().all()
+    assert table.loc[table["groupby"] == "phase", "held_out_auroc"].notna().all()

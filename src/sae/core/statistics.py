@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
-from scipy import sparse, special
+from scipy import special
 
 
 def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
@@ -46,14 +44,40 @@ def welch(
     t = (x̄₁ − x̄₀) / √(s₁²/n₁ + s₀²/n₀), with the Welch-Satterthwaite degrees of freedom. Where both variances are zero,
     t is ± infinity with p = 0 for different means, and 0 with p = 1 for equal ones.
     """
-    se1, se0 = var1 / n1, var0 / n0
-    se = se1 + se0
+    se, df = _welch_error(var1, n1, var0, n0)
     difference = mean1 - mean0
     with np.errstate(divide="ignore", invalid="ignore"):
-        t = np.where(se > 0, difference / np.sqrt(se), np.sign(difference) * np.inf)
-        df = np.where(se > 0, se**2 / (se1**2 / (n1 - 1) + se0**2 / (n0 - 1)), np.inf)
+        t = np.where(se > 0, difference / se, np.sign(difference) * np.inf)
     t = np.where(difference == 0, 0.0, t)
     return t, np.minimum(2 * special.stdtr(df, -np.abs(t)), 1)
+
+
+def welch_interval(
+    mean1: np.ndarray,
+    var1: np.ndarray,
+    n1: np.ndarray,
+    mean0: np.ndarray,
+    var0: np.ndarray,
+    n0: np.ndarray,
+    *,
+    level: float = 0.95,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Confidence interval of x̄₁ − x̄₀ without equal variances: ± t √(s₁²/n₁ + s₀²/n₀), t of Welch's degrees of freedom.
+
+    NaN where a variance is (a group of one value); without any width where both variances are zero.
+    """
+    se, df = _welch_error(var1, n1, var0, n0)
+    margin = np.where(se == 0, 0.0, special.stdtrit(df, (1 + level) / 2) * se)
+    return mean1 - mean0 - margin, mean1 - mean0 + margin
+
+
+def _welch_error(var1: np.ndarray, n1: np.ndarray, var0: np.ndarray, n0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Standard error of a difference of means, and the Welch-Satterthwaite degrees of freedom."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        square1, square0 = var1 / n1, var0 / n0
+        square = square1 + square0
+        df = np.where(square > 0, square**2 / (square1**2 / (n1 - 1) + square0**2 / (n0 - 1)), np.inf)
+    return np.sqrt(square), df
 
 
 def log2_fold_change(mean1: np.ndarray, mean0: np.ndarray, *, log_base: float | None, pseudocount: float) -> np.ndarray:
@@ -61,106 +85,3 @@ def log2_fold_change(mean1: np.ndarray, mean0: np.ndarray, *, log_base: float | 
     if log_base is not None:
         mean1, mean0 = (np.expm1(mean * np.log(log_base)) for mean in (mean1, mean0))
     return np.log2((mean1 + pseudocount) / (mean0 + pseudocount))
-
-
-@dataclass(frozen=True)
-class LabelScores:
-    """How well each feature tells each label from the other cells; all arrays (labels, features)."""
-
-    auroc: np.ndarray
-    f1: np.ndarray
-    difference: np.ndarray
-    pval: np.ndarray
-    standard_error: np.ndarray
-    """SE of the mean inside the label plus SE of the mean outside."""
-
-
-def score_labels(a: sparse.csr_matrix, codes: np.ndarray, n_labels: int) -> LabelScores:
-    """Score every feature against every label, from the non-zero activations alone.
-
-    Parameters
-    ----------
-    a
-        Activations (n, h) ≥ 0.
-    codes
-        (n,) label of each cell, 0 ... n_labels − 1.
-    """
-    a = sparse.csc_matrix(a, copy=True)
-    a.eliminate_zeros()
-    n, h = a.shape
-    indicator = sparse.csr_matrix((np.ones(n), (codes, np.arange(n))), shape=(n_labels, n))
-    n_in = np.bincount(codes, minlength=n_labels).astype(np.float64)[:, None]
-    n_out = n - n_in
-    columns = np.repeat(np.arange(h), np.diff(a.indptr))
-    sort = np.lexsort((-a.data, columns))
-    values, labels = a.data[sort].astype(np.float64), codes[a.indices[sort]]
-    ends = _tie_ends(values, columns)
-
-    ranks, ties = _descending_ranks(values, columns, a.indptr, n, ends)
-    rank_matrix = sparse.csc_matrix((ranks, a.indices[sort], a.indptr), shape=(n, h))
-    active = sparse.csc_matrix((np.ones(a.nnz), a.indices, a.indptr), shape=(n, h))
-    n_zero = n - np.diff(a.indptr).astype(np.float64)
-    rank_sum = (indicator @ rank_matrix).toarray() + (n_in - (indicator @ active).toarray()) * (n_zero + 1) / 2
-    u = rank_sum - n_in * (n_in + 1) / 2
-    with np.errstate(divide="ignore", invalid="ignore"):
-        auroc = u / (n_in * n_out)
-        tied = n + 1 - (ties + n_zero**3 - n_zero) / (n * (n - 1))
-        sd = np.sqrt(n_in * n_out / 12 * tied)
-        z = (np.abs(u - n_in * n_out / 2) - 0.5) / sd
-    pval = np.where(sd > 0, np.minimum(2 * special.ndtr(-z), 1), 1.0)
-
-    f1 = _best_f1(labels, columns, a.indptr, ends, n_in[:, 0], h)
-    values64 = a.astype(np.float64)
-    sums = (indicator @ values64).toarray()
-    squares = (indicator @ values64.multiply(values64)).toarray()
-    mean_in, var_in = _mean_variance(sums, squares, n_in)
-    mean_out, var_out = _mean_variance(sums.sum(axis=0) - sums, squares.sum(axis=0) - squares, n_out)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        error = np.sqrt(var_in / n_in) + np.sqrt(var_out / n_out)
-    return LabelScores(auroc, f1, mean_in - mean_out, pval, error)
-
-
-def _tie_ends(values: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Mark the last of each run of equal values in a column."""
-    ends = np.ones(len(values), dtype=bool)
-    ends[:-1] = (values[1:] != values[:-1]) | (columns[1:] != columns[:-1])
-    return ends
-
-
-def _descending_ranks(
-    values: np.ndarray, columns: np.ndarray, indptr: np.ndarray, n: int, ends: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Average ranks (1 = lowest of n) of positive values sorted downwards in each column, and Σ(t³ − t) of their ties."""
-    position = np.arange(len(values)) - indptr[columns]
-    run = np.cumsum(ends) - ends
-    last = position[ends]
-    size = np.bincount(run, minlength=len(last)).astype(np.float64)
-    average_position = last - (size - 1) / 2
-    ties = np.bincount(columns[ends], weights=size**3 - size, minlength=len(indptr) - 1)
-    return n - average_position[run], ties
-
-
-def _best_f1(
-    labels: np.ndarray, columns: np.ndarray, indptr: np.ndarray, ends: np.ndarray, n_in: np.ndarray, h: int
-) -> np.ndarray:
-    """Highest F1 = 2 TP / (predicted + actual) over thresholds above zero; 0 for a feature that is never active."""
-    best = np.zeros((len(n_in), h))
-    filled = np.flatnonzero(np.diff(indptr) > 0)
-    if len(filled) == 0:
-        return best
-    starts = indptr[filled]
-    predicted = np.arange(len(labels)) - indptr[columns] + 1
-    for label, actual in enumerate(n_in):
-        hits = np.concatenate([[0], np.cumsum(labels == label)])
-        true_positive = hits[1:] - hits[indptr[columns]]
-        f1 = np.where(ends, 2 * true_positive / (predicted + actual), 0)
-        best[label, filled] = np.maximum.reduceat(f1, starts)
-    return best
-
-
-def _mean_variance(sums: np.ndarray, squares: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and unbiased variance from Σx and Σx²; NaN where there are too few values."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        mean = sums / n
-        variance = np.where(n > 1, np.maximum(squares - n * mean**2, 0) / (n - 1), np.nan)
-    return mean, variance
