@@ -1,8 +1,8 @@
 """Do features know cell types? Held-out AUROC of the best feature, the best component and a supervised probe.
 
-Five stratified halves: the feature (or component, with its sign) with the highest AUROC for a label on one half is scored
-on the other. The probe is a logistic regression of the label on the embedding, trained on the one half and scored on the
-other. The SAE itself never sees a label; it is trained on all cells.
+The feature (or gene, or component with its sign) with the highest AUROC for a label on one half of the cells is scored on the
+other, both ways, for five stratified divisions. The probe is a logistic regression of the label on the embedding, trained on
+one half and scored on the other, for five divisions. The SAE itself never sees a label; it is trained on all cells.
 
     python benchmarks/labels.py
     python benchmarks/labels.py --h5ad pbmc3k.h5ad --groupby cell_type --seeds 3
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections import Counter
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -32,6 +31,8 @@ from sklearn.preprocessing import StandardScaler
 import sae
 
 N_SPLITS = 5
+SOURCES = ("feature", "gene", "representation")
+COLUMNS = ("feature", "gene", "component", "probe")
 
 
 def cells(path: str | None) -> ad.AnnData:
@@ -46,22 +47,6 @@ def cells(path: str | None) -> ad.AnnData:
     return adata
 
 
-def aurocs(scores: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    return np.array([roc_auc_score(inside, column) for column in scores.T])
-
-
-def held_out(scores: np.ndarray, inside: np.ndarray, splits: list, *, signed: bool) -> tuple[list[float], list[int]]:
-    values, picks = [], []
-    for pick, test in splits:
-        found = aurocs(scores[pick], inside[pick])
-        strength = np.maximum(found, 1 - found) if signed else found
-        best = int(strength.argmax())
-        value = roc_auc_score(inside[test], scores[test, best])
-        values.append(1 - value if signed and found[best] < 0.5 else value)
-        picks.append(best)
-    return values, picks
-
-
 def probe(x: np.ndarray, inside: np.ndarray, splits: list) -> list[float]:
     values = []
     for pick, test in splits:
@@ -70,7 +55,7 @@ def probe(x: np.ndarray, inside: np.ndarray, splits: list) -> list[float]:
     return values
 
 
-def table(adata: ad.AnnData, groupby: str, seed: int, **settings: object) -> pd.DataFrame:
+def compare(adata: ad.AnnData, groupby: str, seed: int, **settings: object) -> pd.DataFrame:
     start = time.perf_counter()
     sae.tl.fit(adata, rng=seed, progress=False, **settings)
     sae.tl.encode(adata, progress=False)
@@ -81,38 +66,27 @@ def table(adata: ad.AnnData, groupby: str, seed: int, **settings: object) -> pd.
         f"\nseed {seed}: {adata.n_obs} cells, {params['n_features']} features, k {params['k']}, {params['architecture']}, {params['preprocess']}, "
         f"FVU {params['fvu']:.3f} (held out {params['val_fvu']:.3f}), dead {features['dead'].mean():.1%}, {seconds:.1f} s"
     )
-    labels = adata.obs[groupby].astype(str).to_numpy()
-    halves = StratifiedShuffleSplit(N_SPLITS, test_size=0.5, random_state=0)
-    splits = list(halves.split(labels, labels))
-    x, a = np.asarray(adata.obsm["X_pca"], dtype=np.float64), adata.obsm["sae"].toarray()
-    rows = []
-    for label, count in adata.obs[groupby].value_counts().items():
-        inside = labels == str(label)
-        feature, picks = held_out(a, inside, splits, signed=False)
-        component, _ = held_out(x, inside, splits, signed=True)
-        supervised = probe(x, inside, splits)
-        name = features.index[Counter(picks).most_common(1)[0][0]]
+    sae.tl.score_labels(adata, groupby, baselines=True, n_splits=N_SPLITS, progress=False)
+    found = sae.get.label_summary(adata, groupby=groupby).astype({"label": str}).set_index(["label", "source"])
+    x, labels = np.asarray(adata.obsm["X_pca"], dtype=np.float64), adata.obs[groupby].astype(str).to_numpy()
+    splits = list(StratifiedShuffleSplit(N_SPLITS, test_size=0.5, random_state=0).split(labels, labels))
+    rows, means = [], []
+    for label, count in adata.obs[groupby].astype(str).value_counts().items():
+        best = found.loc[label]
+        scores = [(best.loc[source, "held_out_auroc"], best.loc[source, "held_out_sd"]) for source in SOURCES]
+        supervised = probe(x, labels == label, splits)
+        scores.append((np.mean(supervised), np.std(supervised, ddof=1)))
+        means.append([mean for mean, _ in scores])
+        name = best.loc["feature", "selected"]
         sets = sae.get.enrichment(adata, name, direction="up", max_padj=0.05, n=1)
-        rows.append(
-            {
-                "label": label,
-                "cells": count,
-                "feature": f"{np.mean(feature):.3f} ± {np.std(feature):.3f}",
-                "component": f"{np.mean(component):.3f} ± {np.std(component):.3f}",
-                "probe": f"{np.mean(supervised):.3f} ± {np.std(supervised):.3f}",
-                "name": name,
-                "gene set": sets["gene_set"].iloc[0] if len(sets) else "-",
-                "means": (np.mean(feature), np.mean(component), np.mean(supervised)),
-            }
-        )
-    found = pd.DataFrame(rows)
-    means = np.array(found.pop("means").tolist())
-    print(found.to_string(index=False))
-    print(
-        f"mean: feature {means[:, 0].mean():.3f}, component {means[:, 1].mean():.3f}, probe {means[:, 2].mean():.3f}; "
-        f"labels at ≥ 0.9: {(means[:, 0] >= 0.9).sum()} of {len(means)}, {(means[:, 1] >= 0.9).sum()}, {(means[:, 2] >= 0.9).sum()}"
-    )
-    return found
+        shown = [f"{mean:.3f} ± {sd:.3f}" for mean, sd in scores]
+        row = {"label": label, "cells": count} | dict(zip(COLUMNS, shown, strict=True))
+        rows.append(row | {"name": name, "gene set": sets["gene_set"].iloc[0] if len(sets) else "-"})
+    table = pd.DataFrame(rows)
+    print(table.to_string(index=False))
+    for column, values in zip(COLUMNS, np.transpose(means), strict=True):
+        print(f"{column}: mean {values.mean():.3f}, {(values >= 0.9).sum()} of {len(values)} labels at ≥ 0.9")
+    return table
 
 
 if __name__ == "__main__":
@@ -125,4 +99,4 @@ if __name__ == "__main__":
     options = parser.parse_args()
     data = cells(options.h5ad)
     for number in range(options.seeds):
-        table(data, options.groupby, number, architecture=options.architecture, preprocess=options.preprocess)
+        compare(data, options.groupby, number, architecture=options.architecture, preprocess=options.preprocess)

@@ -342,8 +342,11 @@ def test_trend_along_ordered_labels(encoded):
     assert features["bulk_labels_trend"].tolist() == expected.tolist()
     assert len(set(expected)) > 1
 
+    encoded.obs["bulk_labels_trend"] = encoded.obs["phase"]
+    sae.tl.score_labels(encoded, "bulk_labels_trend")
     sae.tl.score_labels(encoded, "bulk_labels")
-    assert not [name for name in sae.get.features(encoded) if "_trend" in name], "no trend of an earlier order is left"
+    left = [name for name in sae.get.features(encoded) if "_trend" in name]
+    assert left == [f"bulk_labels_trend_{name}" for name in ("label", "auroc", "scope")], "no trend of an earlier order"
 
 
 def test_baselines_of_a_mudata(make_mudata):

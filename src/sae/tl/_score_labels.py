@@ -120,8 +120,9 @@ def score_labels(
     -----
     A label that no division has in both halves (of one cell, or of one donor) has no held-out scores: NaN, with a warning
     in the log. p-values and intervals take cells as independent, which those of one donor are not, and say nothing of the choice
-    among features: to report how well a feature knows a label, report `held_out_auroc`. The SAE itself may have been trained on
-    all cells; it never sees a label.
+    among features: to report how well a feature knows a label, report `held_out_auroc`. Its `held_out_sd` is what the division
+    into halves adds, not how far the cells of another experiment would be. The SAE itself may have been trained on all cells; it
+    never sees a label.
 
     Examples
     --------
@@ -178,9 +179,9 @@ def score_labels(
     if places is not None:
         columns |= _trend(a, places[codes], len(order or ()), groupby)
     stored = _schema.read(held, key)
-    stale = [name for name in stored["features"] if name.startswith(f"{groupby}_trend")]
+    stale = [f"{groupby}_{name}" for name in ("trend", "trend_score", "trend_padj")]
     new = {
-        "features": stored["features"].drop(columns=stale).assign(**columns),
+        "features": stored["features"].drop(columns=stale, errors="ignore").assign(**columns),
         "labels": _table(scores, fits[0], padj, features, groupby, names),
         "label_summary": _summary(sources, fits, np.bincount(codes), groupby, names),
     }
