@@ -245,6 +245,15 @@ def test_label_in_one_half_only_is_not_scored():
     assert (found.chosen[..., 0] == -1).all() and (found.chosen[..., 1:] == 0).all()
 
 
+def test_splits_without_the_label_in_both_halves_do_not_count():
+    a, codes = sparse.csr_matrix(activations()), np.repeat([0, 1], [10, 50])
+    halves = np.stack([np.arange(60) % 2, codes])
+    both, first = (cross_fit(a, codes, 2, some) for some in (halves, halves[:1]))
+    np.testing.assert_array_equal(both.auroc, first.auroc)
+    np.testing.assert_array_equal(both.f1, first.f1)
+    assert np.isnan(both.held_out_auroc[1]).all() and (both.chosen[1] == -1).all()
+
+
 def test_halves_hold_half_of_every_label():
     codes = np.repeat([0, 1, 2], [1, 40, 21])
     halves = stratified_halves(codes, 50, np.random.default_rng(0))
