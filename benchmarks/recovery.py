@@ -43,7 +43,6 @@ import scanpy as sc
 import torch
 from sklearn.decomposition import NMF, FastICA
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.model_selection import StratifiedShuffleSplit
 from tqdm import tqdm
 
 import sae
@@ -293,20 +292,10 @@ def small(options: argparse.Namespace) -> Iterator[dict]:
             yield {"seed": seed, "n_features": activations.shape[1], **of_latent, **of_programs, **of_fit}
 
 
-def label_auroc(adata: ad.AnnData, groupby: str, scores: np.ndarray, *, signed: bool) -> np.ndarray:
-    """Held-out AUROC of each label's best column, as in labels.py."""
-    groups = adata.obs[groupby].astype(str).to_numpy()
-    halves = StratifiedShuffleSplit(labels.N_SPLITS, test_size=0.5, random_state=0)
-    splits = list(halves.split(groups, groups))
-    found = [labels.held_out(scores, groups == label, splits, signed=signed)[0] for label in np.unique(groups)]
-    return np.mean(found, axis=1)
-
-
 def preprocess_real(options: argparse.Namespace) -> Iterator[dict]:
     for path, groupby in [(None, "bulk_labels"), *options.h5ad]:
         adata = labels.cells(path)
         name = "pbmc68k" if path is None else os.path.basename(path)
-        component = label_auroc(adata, groupby, np.asarray(adata.obsm["X_pca"], dtype=np.float64), signed=True).mean()
         for seed in options.seeds:
             for kind in PREPROCESS:
                 try:
@@ -314,7 +303,9 @@ def preprocess_real(options: argparse.Namespace) -> Iterator[dict]:
                 except ValueError as error:
                     print(f"{name}, {kind}, left out: {error}")
                     continue
-                auroc = label_auroc(adata, groupby, adata.obsm["sae"].toarray(), signed=False)
+                sae.tl.score_labels(adata, groupby, baselines=True, progress=False)
+                held_out = sae.get.label_summary(adata).pivot(index="label", columns="source", values="held_out_auroc")
+                auroc, component = held_out["feature"], held_out["representation"].mean()
                 of_labels = {"AUROC": auroc.mean(), "at .9": (auroc >= 0.9).sum(), "component": component}
                 yield {"cells": name, "seed": seed, "preprocess": kind, **of_labels, **of_fit}
 
