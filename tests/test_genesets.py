@@ -170,15 +170,23 @@ def test_sizes_are_counted_on_measured_genes(min_size, max_size, names):
 
 def test_members_are_the_measured_genes_of_each_set():
     found = match(NET, GENES, min_size=1, max_size=None)
-    np.testing.assert_array_equal(found.members.toarray(), [[1, 0, 0, 1, 1], [0, 1, 0, 0, 0], [1, 1, 1, 1, 1]])
-    pairs = set(zip(found.net["source"], found.net["target"], strict=True))
-    assert pairs == {(name, gene) for name in found.names for gene in NET[name] if gene in GENES}
+    np.testing.assert_array_equal(found.weights.toarray(), [[1, 0, 0, 1, 1], [0, 1, 0, 0, 0], [1, 1, 1, 1, 1]])
 
 
-def test_weights_stay_in_the_net_and_membership_is_one():
+def test_weights_are_those_of_the_net():
     found = match(table(("a", "g1", -2.5), ("a", "g4", 0.5)), GENES, min_size=1, max_size=None)
-    assert found.net["weight"].tolist() == [-2.5, 0.5]
-    np.testing.assert_array_equal(found.members.toarray(), [[0, 1, 0, 0, 1]])
+    np.testing.assert_array_equal(found.weights.toarray(), [[0, -2.5, 0, 0, 0.5]])
+
+
+def test_a_weight_of_zero_is_a_member():
+    found = match(table(("a", "g1", 0.0), ("a", "g4", 0.5)), GENES, min_size=2, max_size=None)
+    assert found.weights.getnnz() == 2
+
+
+def test_sets_that_are_left_out_are_counted():
+    found = match(NET, GENES, min_size=2, max_size=4)
+    assert found.names.tolist() == ["three of five"]
+    assert found.left_out() == "left out 1 gene sets with too few measured genes, 1 with too many and 1 without any"
 
 
 @pytest.mark.parametrize(

@@ -29,15 +29,24 @@ class GeneSets:
     ----------
     names
         (sets,)
-    members
-        (sets, genes), 1 where a gene belongs to a set.
-    net
-        The same as a long table `source`, `target`, `weight` of measured genes.
+    weights
+        (sets, genes), stored where a gene belongs to a set: the weight of the net, or 1.
+    n_small, n_large, n_unmeasured
+        How many sets were left out: with fewer or more measured genes than asked for, and with none.
     """
 
     names: pd.Index
-    members: sparse.csr_matrix
-    net: pd.DataFrame
+    weights: sparse.csr_matrix
+    n_small: int
+    n_large: int
+    n_unmeasured: int
+
+    def left_out(self) -> str:
+        """Say how many sets were left out, and why."""
+        return (
+            f"left out {self.n_small} gene sets with too few measured genes, {self.n_large} with too many and "
+            f"{self.n_unmeasured} without any"
+        )
 
 
 def read_net(net: Net) -> pd.DataFrame:
@@ -148,9 +157,11 @@ def match(net: Net, genes: pd.Index, *, min_size: int, max_size: int | None) -> 
             f"None of the {len(sizes)} gene sets has {min_size} to {max_size or 'any number of'} measured genes; the largest "
             f"has {sizes.max()}. Lower min_size= or raise max_size=."
         )
+    n_sets, n_large = table["source"].nunique(), int((sizes > (np.inf if max_size is None else max_size)).sum())
     measured = measured[measured["source"].isin(fitting)]
     names = pd.Index(measured["source"].unique(), dtype=object)
     rows = names.get_indexer(pd.Index(measured["source"]))
     columns = genes.get_indexer(pd.Index(measured["target"]))
-    members = sparse.csr_matrix((np.ones(len(measured)), (rows, columns)), shape=(len(names), len(genes)))
-    return GeneSets(names, members, measured)
+    values = measured["weight"].to_numpy(dtype=np.float64)
+    weights = sparse.csr_matrix((values, (rows, columns)), shape=(len(names), len(genes)))
+    return GeneSets(names, weights, len(sizes) - len(fitting) - n_large, n_large, n_sets - len(sizes))

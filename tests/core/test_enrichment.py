@@ -16,7 +16,7 @@ def draw(n, share, *, seed):
 
 
 def enriched(study, sets):
-    return over_representation(study, sparse.csr_matrix(sets.astype(np.float64)))
+    return over_representation(study, sparse.csr_matrix(sets.astype(np.float64)), study.shape[1])
 
 
 def each_table(study, sets):
@@ -48,6 +48,22 @@ def test_score_is_the_log_odds_ratio_with_a_half_added_to_each_count():
 def test_p_values_are_adjusted_over_the_sets_of_a_feature():
     found = enriched(draw(6, 0.3, seed=0), draw(8, 0.25, seed=1))
     np.testing.assert_allclose(found.padj, stats.false_discovery_control(found.pval, axis=1), rtol=1e-12)
+
+
+def test_genes_beyond_those_of_the_study_count_as_measured():
+    study, sets = draw(6, 0.3, seed=0), draw(8, 0.25, seed=1)
+    wider = [np.pad(part, ((0, 0), (0, 20))) for part in (study, sets)]
+    found = over_representation(study, sparse.csr_matrix(sets), N_GENES + 20)
+    np.testing.assert_array_equal(found.pval, enriched(*wider).pval)
+
+
+def test_logarithm_of_a_tail_goes_on_where_p_ends():
+    chosen = np.arange(13_000) < np.array([[400], [401]])
+    found = enriched(chosen, chosen[:1])
+    assert found.pval.max() == 0
+    expected = stats.hypergeom.logpmf(400, 13_000, 400, [[400], [401]])
+    np.testing.assert_allclose(found.log_pval, expected, rtol=1e-11)
+    assert found.log_pval[0] < found.log_pval[1] < -700
 
 
 def test_exact_overlap_is_as_unlikely_as_one_draw_in_all():

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_np
 from scipy import sparse
 
-from sae.core.groups import percentile_groups
+from sae.core.groups import active_groups, percentile_groups
 
 PERCENTILES = [0, 12.5, 50, 90, 99, 100]
 
@@ -84,3 +84,9 @@ def test_cell_with_a_stored_value_that_is_not_positive_is_in_the_reference(value
 def test_percentile_must_be_one(percentile):
     with pytest.raises(ValueError, match=f"percentile={percentile} is not between 0 and 100"):
         percentile_groups(sparse.csr_matrix(activity()), percentile)
+
+
+def test_status_says_what_is_missing():
+    found = active_groups(sparse.csr_matrix(activity(n=300)))
+    few, many = "fewer than 3 active cells", "fewer than 3 inactive cells"
+    assert found.status(3).tolist() == [few, few, few, "tested", "tested", many, many]

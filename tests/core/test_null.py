@@ -130,29 +130,24 @@ def test_codes_must_fit_the_cells():
 
 def fdr_by_loop(real, null):
     """The formula, one threshold at a time."""
-    rate = {t: np.sum(null >= t) / len(null) / np.sum(real >= t) for t in np.unique(real[np.isfinite(real)])}
-    expected = np.full(real.shape, np.nan)
-    for place in np.ndindex(real.shape):
-        if np.isfinite(real[place]):
-            expected[place] = min(1, *(value for t, value in rate.items() if t <= real[place]))
-    return expected
+    rate = {t: (1 + np.sum(null >= t)) / len(null) / np.sum(real >= t) for t in real}
+    return np.array([min(1, *(value for t, value in rate.items() if t <= score)) for score in real])
 
 
 @pytest.mark.parametrize("levels", [None, 2], ids=["distinct", "tied"])
-@pytest.mark.parametrize("untested", [0.0, 0.2], ids=["all tested", "some not tested"])
-def test_false_discovery_rate_is_that_of_the_formula(levels, untested):
+def test_false_discovery_rate_is_that_of_the_formula(levels):
     rng = np.random.default_rng(0)
-    real, null = rng.normal(size=(5, 12)), rng.normal(size=(4, 5, 12))
-    real[:, :4] += 2
+    real, null = rng.normal(size=60), rng.normal(size=(4, 60))
+    real[:30] += 2
     if levels is not None:
         real, null = np.round(real * levels), np.round(null * levels)
-    real[rng.random(real.shape) < untested] = np.nan
-    null[rng.random(null.shape) < untested] = np.nan
-    found = empirical_fdr(real, null)
+    found = empirical_fdr(real, real, null.ravel(), 4)
     np.testing.assert_allclose(found, fdr_by_loop(real, null), rtol=1e-12)
-    ordered = found[np.isfinite(real)][np.argsort(real[np.isfinite(real)])]
-    assert (np.diff(ordered) <= 0).all()
-    assert 0 <= ordered.min() < 0.3 < ordered.max() <= 1
+    assert (np.diff(found[np.argsort(real)]) <= 0).all()
+    assert 0 < found.min() < 0.3 < found.max() <= 1
+    some = np.array([[real[3], real[40]], [real.min() - 1, real.max() + 1]])
+    np.testing.assert_array_equal(empirical_fdr(some, real, null.ravel(), 4)[0], found[[3, 40]])
+    np.testing.assert_array_equal(empirical_fdr(some, real, null.ravel(), 4)[1], [1, found.min()])
 
 
 def test_false_discovery_rate_holds():
@@ -162,16 +157,24 @@ def test_false_discovery_rate_holds():
     for _ in range(20):
         real, null = rng.normal(size=2000), rng.normal(size=(10, 2000))
         real[:200] += 3
-        found = np.flatnonzero(empirical_fdr(real, null) <= 0.2)
+        found = np.flatnonzero(empirical_fdr(real, real, null.ravel(), 10) <= 0.2)
         assert len(found) > 100
         shares.append(np.mean(found >= 200))
     assert 0.1 < np.mean(shares) < 0.2
 
 
-def test_nothing_tested_gives_nothing():
-    assert np.isnan(empirical_fdr(np.full(3, np.nan), np.zeros((2, 3)))).all()
+def test_a_few_scores_above_all_of_the_null_are_not_certain():
+    """With one replicate and no effect, the best score of all is the null's in half of all cases."""
+    rng = np.random.default_rng(2)
+    real, null = rng.normal(size=(2, 400, 50))
+    found = [empirical_fdr(one, one, other, 1).min() <= 0.05 for one, other in zip(real, null, strict=True)]
+    assert np.mean(found) <= 0.01
+
+
+def test_nothing_found_has_no_rate_below_one():
+    np.testing.assert_array_equal(empirical_fdr(np.zeros(3), np.empty(0), np.zeros(2), 1), np.ones(3))
 
 
 def test_no_replicate_is_an_error():
-    with pytest.raises(ValueError, match="null has no replicates"):
-        empirical_fdr(np.zeros(3), np.zeros((0, 3)))
+    with pytest.raises(ValueError, match="n_null=0 replicates give no rate"):
+        empirical_fdr(np.zeros(3), np.zeros(3), np.zeros(0), 0)

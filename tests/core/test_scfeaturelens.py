@@ -225,8 +225,11 @@ def test_group_without_a_variance_gives_no_study_set(n):
     assert not found.kept.any()
 
 
-def reordered(found, *, sets=slice(None), features=slice(None)):
-    return Concepts(**{name: v[features][:, sets] if v.ndim == 2 else v[features] for name, v in vars(found).items()})
+def reordered(found, *, sets=slice(None), genes=slice(None), features=slice(None)):
+    columns = {name: genes if name == "study" else sets for name in vars(found)}
+    return Concepts(
+        **{name: v[features][:, columns[name]] if v.ndim == 2 else v[features] for name, v in vars(found).items()}
+    )
 
 
 def assert_equal(found, expected):
@@ -241,7 +244,7 @@ def test_order_of_cells_genes_sets_and_features_and_units_of_genes_do_not_matter
     cells, genes, order, features = (rng.permutation(size) for size in (N_CELLS, N_GENES, len(sets), len(FEATURES)))
     units = 2.0 ** rng.integers(-3, 4, N_GENES)
     found = annotated(a[cells][:, features], (x * units)[cells][:, genes], sets[order][:, genes])
-    assert_equal(found, reordered(both["counts"][0], sets=order, features=features))
+    assert_equal(found, reordered(both["counts"][0], sets=order, genes=genes, features=features))
 
 
 def test_features_may_come_in_blocks(both):

@@ -4,7 +4,7 @@ import decoupler as dc
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
+from scipy import sparse, stats
 
 import sae
 
@@ -18,7 +18,9 @@ COLUMNS = {
     "score": "float64",
     "pval": "float64",
     "padj": "float64",
+    "padj_all": "float64",
     "fdr": "float64",
+    "fdr_random_sets": "float64",
     "genes": "category",
 }
 FEATURES = ["sae_0", "sae_9", "sae_31"]
@@ -52,54 +54,172 @@ def test_writes_the_table_and_nothing_else(encoded, net, compare):
     pd.testing.assert_frame_equal(net, given)
     table = encoded.uns["sae"].pop("enrichment")
     null = encoded.uns["sae"].pop("enrichment_null")
+    status = encoded.uns["sae"]["features"].pop("enrichment_status")
+    assert set(status) == {"tested"}
     compare.assert_same(before, compare.state(encoded))
     assert table.dtypes.astype(str).to_dict() == COLUMNS
     assert list(table) == list(COLUMNS)
     assert table.index.tolist() == [str(i) for i in range(len(table))]
     assert table["collection"].unique().tolist() == ["gene_sets"]
-    assert null.columns.tolist() == ["collection", "method", "max_padj", "annotated", "annotated_null"]
+    shares = ["annotated", "annotated_fdr", "annotated_permuted", "annotated_random_sets"]
+    assert null.columns.tolist() == ["collection", "method", "max_padj", *shares]
     assert null["collection"].tolist() == ["gene_sets"]
     assert not table.duplicated(["feature", "gene_set", "direction"]).any()
 
 
 def test_fdr_is_that_of_permuted_cells(encoded, net):
-    """From the p-values of all sets, as the table has them, and of another run on permuted activations."""
+    """Where every cell is its own batch nothing moves, so that the null is the data; else little is left of it."""
+    encoded.obs["cell"] = encoded.obs_names
+    for batch in ("cell", None):
+        sae.tl.enrich(encoded, net, batch=batch, collection=str(batch), n_sets=None)
+    summary = encoded.uns["sae"]["enrichment_null"].set_index("collection")
+    same, permuted = summary.loc["cell"], summary.loc["None"]
+    assert same["annotated"] == same["annotated_permuted"] == permuted["annotated"] > 0.5
+    assert permuted["annotated"] > 3 * permuted["annotated_permuted"]
+    for collection, row in (("cell", same), ("None", permuted)):
+        table = sae.get.enrichment(encoded, collection=collection)
+        assert row["annotated"] == table.loc[table["padj"] <= 0.05, "feature"].nunique() / 32
+        assert row["annotated_fdr"] == table.loc[table["fdr"] <= 0.05, "feature"].nunique() / 32
+    assert same["annotated_fdr"] == 0
+    found = sae.get.enrichment(encoded, collection="None").sort_values("pval")
+    assert found["fdr"].is_monotonic_increasing
+    assert found["fdr"].iloc[0] <= 1 / (found["pval"] <= found["pval"].iloc[0]).sum()
+
+
+def test_features_without_a_meaning_have_none_by_fdr(encoded, net):
+    """Activations that were exchanged between cells before everything are as good as their null."""
     from sae.core.null import permuted_cells
 
-    permuted = encoded.copy()
-    permuted.obsm["sae"] = permuted_cells(encoded.obsm["sae"], rng=np.random.default_rng(3))
-    sae.tl.enrich(permuted, net, n_sets=None, n_null=0)
-    by_chance = permuted.uns["sae"]["enrichment"]
-    assert by_chance["fdr"].isna().all()
-    assert permuted.uns["sae"]["enrichment_null"]["annotated_null"].isna().all()
-    sae.tl.enrich(encoded, net, n_sets=None, rng=3)
-    found = encoded.uns["sae"]["enrichment"].sort_values("pval", ascending=False)
-    real, null = found["pval"].to_numpy(), by_chance["pval"].to_numpy()
-    rate = np.array([min((null <= p).sum() / (real <= p).sum(), 1) for p in real])
-    np.testing.assert_allclose(found["fdr"], np.minimum.accumulate(rate), atol=1e-3)
-    summary = encoded.uns["sae"]["enrichment_null"].iloc[0]
-    for table, name in ((found, "annotated"), (by_chance, "annotated_null")):
-        assert summary[name] == table.loc[table["padj"] <= 0.05, "feature"].nunique() / 32
-    assert summary["annotated"] > 0.5 > 3 * summary["annotated_null"]
+    shares = []
+    for seed in range(5):
+        encoded.obsm["sae"] = permuted_cells(encoded.obsm["sae"], rng=seed)
+        sae.tl.enrich(encoded, net, method="mannwhitney", rng=seed)
+        shares.append(encoded.uns["sae"]["enrichment_null"]["annotated_fdr"].iloc[0])
+    assert np.mean(shares) <= 0.05
 
 
-def test_cells_are_permuted_within_batches(encoded, net):
-    """Where every cell is its own batch nothing moves, so that the null is the data."""
-    encoded.obs["cell"] = encoded.obs_names
-    sae.tl.enrich(encoded, net, batch="cell")
-    assert (encoded.uns["sae"]["enrichment"]["fdr"] == 1).all()
+def test_adjusted_over_everything(encoded, net):
+    for method in ("mannwhitney", "ora"):
+        sae.tl.enrich(encoded, net, method=method, n_sets=None)
+        table = encoded.uns["sae"]["enrichment"]
+        n_sets, n_features = (
+            len(measured_sets(net, encoded, 5)),
+            (encoded.uns["sae"]["features"]["enrichment_status"] == "tested").sum(),
+        )
+        n_tests = n_sets * n_features * (2 if method == "ora" else 1)
+        p = np.append(table["pval"], np.ones(n_tests - len(table)))
+        np.testing.assert_allclose(table["padj_all"], stats.false_discovery_control(p)[: len(table)], rtol=1e-9)
+
+
+def test_random_sets_are_found_less_often_than_real_ones(encoded, net):
+    sae.tl.enrich(encoded, net, n_null=5)
     summary = encoded.uns["sae"]["enrichment_null"].iloc[0]
-    assert summary["annotated"] == summary["annotated_null"] > 0
+    assert 0 < summary["annotated_random_sets"] < summary["annotated"]
+    found = sae.get.enrichment(encoded).sort_values("pval")
+    assert found["fdr_random_sets"].is_monotonic_increasing
+    assert found["fdr_random_sets"].iloc[0] < 0.05 < found["fdr_random_sets"].iloc[-1]
+
+
+def test_genes_outside_of_the_background_do_not_exist(encoded, net):
+    background = encoded.var_names[::2]
+    part = encoded[:, background].copy()
+    sae.tl.enrich(part, net, min_size=2, use_raw=False)
+    sae.tl.enrich(encoded, net, min_size=2, use_raw=False, background=[*background, "no such gene"])
+    pd.testing.assert_frame_equal(sae.get.enrichment(part), sae.get.enrichment(encoded))
+    assert sae.get.enrichment(part)["size"].max() < 60
+
+
+def test_both_directions_at_once(ranked, net):
+    adata, genes = ranked
+    sae.tl.enrich(adata, net, directions=["both"], n_sets=None)
+    table = sae.get.enrichment(adata)
+    assert table["direction"].unique().tolist() == ["both"]
+    universe, sets = adata.n_vars, measured_sets(net, adata, 5)
+    for feature in FEATURES:
+        study = {*standing_out(genes, feature, "up"), *standing_out(genes, feature, "down")}
+        for row in table[table["feature"] == feature].itertuples():
+            members = sets[row.gene_set]
+            hits = len(study & members)
+            assert row.overlap == hits == len(row.genes.split(";"))
+            assert row.pval == pytest.approx(stats.hypergeom.sf(hits - 1, universe, len(members), len(study)), rel=1e-9)
+
+
+def test_gsea_is_that_of_decoupler(ranked, net):
+    adata, genes = ranked
+    few = sae.get.features(adata)["n_cells"].nlargest(6).index
+    adata.obsm["sae"] = adata.obsm["sae"].multiply(np.isin(adata.uns["sae"]["features"].index, few)).tocsr()
+    sae.tl.enrich(adata, net, method="gsea", n_sets=None, n_null=0)
+    found = sae.get.enrichment(adata)
+    t = genes[genes["feature"].isin(few)].pivot(index="feature", columns="gene", values="score").dropna()
+    t = t.set_axis(t.columns.astype(str), axis=1).set_axis(t.index.astype(str))
+    pairs = net[["source", "target"]].drop_duplicates().assign(weight=1.0)
+    scores, _ = dc.mt.gsea(t, pairs, tmin=5, times=1000)
+    for row in found.itertuples():
+        assert row.score == pytest.approx(scores.loc[row.feature, row.gene_set], rel=0.2, abs=0.1)
+        assert row.direction == ("up" if row.score > 0 else "down")
+    assert found["pval"].between(1 / 1001, 1).all()
+    assert found["pval"].nunique() > 20
+
+
+def test_aucell_is_the_area_under_the_recovery_curve(ranked, net):
+    adata, genes = ranked
+    sae.tl.enrich(adata, net, method="aucell", n_sets=None)
+    found = sae.get.enrichment(adata)
+    sets, n_up = measured_sets(net, adata, 5), int(np.ceil(0.05 * adata.n_vars))
+    t = genes.pivot(index="feature", columns="gene", values="score")
+    for direction, sign in (("up", -1), ("down", 1)):
+        for feature in FEATURES:
+            ranks = pd.Series(stats.rankdata(sign * t.loc[feature], method="ordinal"), index=t.columns)
+            rows = found[(found["feature"] == feature) & (found["direction"] == direction)].set_index("gene_set")
+            for name, members in sets.items():
+                recovered = [sum(ranks[list(members)] <= r) for r in range(1, n_up)]
+                best = [min(len(members), r) for r in range(1, n_up)]
+                area = sum(recovered) / sum(best)
+                assert (area > 0) == (name in rows.index)
+                if area > 0:
+                    assert rows.loc[name, "score"] == pytest.approx(area, rel=1e-9)
+    assert ((found["pval"] < 0.5) == (found["pval"] < 0.5)).all()
+
+
+def test_published_procedure(encoded, net):
+    """From the percentile to the stored sets; the procedure itself is tested where it is."""
+    from sae.core.groups import percentile_groups
+    from sae.core.moments import group_moments, scan
+    from sae.core.scfeaturelens import concepts
+
+    sae.tl.enrich(encoded, net, method="scfeaturelens", n_sets=None)
+    table = sae.get.enrichment(encoded)
+    assert table["direction"].unique().tolist() == ["both"]
+    assert (table["pval"] < 0.05).all()
+    x, sets = encoded.X, measured_sets(net, encoded, 5)
+    genes = scan(x)
+    members = np.array([encoded.var_names.isin(some) for some in sets.values()])[:, genes.varies]
+    groups = percentile_groups(encoded.obsm["sae"], 99)
+    features = np.flatnonzero((groups.n_positive >= 3) & (groups.n_reference >= 3))
+    ((_, positive, reference),) = group_moments(groups, features, x, genes, block=len(features))
+    found = concepts(
+        positive.of_genes(genes.varies), reference.of_genes(genes.varies), sparse.csr_matrix(members.astype(float))
+    )
+    expected = {(f"sae_{features[f]}", [*sets][s]) for f, s in zip(*np.nonzero(found.kept), strict=True)}
+    assert {*zip(table["feature"], table["gene_set"], strict=True)} == expected
+    summary = encoded.uns["sae"]["enrichment_null"].iloc[0]
+    assert summary["annotated"] == table["feature"].nunique() / 32
 
 
 @pytest.mark.parametrize(
     ("how", "error", "message"),
     [
         ({"n_null": -1}, ValueError, "n_null=-1 is negative"),
+        ({"directions": []}, ValueError, "directions=\\[\\] is not a list of some of 'up', 'down', 'both'"),
+        ({"directions": ["up", "up"]}, ValueError, "is not a list of some of"),
+        ({"directions": ["left"]}, ValueError, "directions=\\['left'\\] is not a list of some of"),
+        ({"directions": ["up"], "method": "ulm"}, ValueError, "is for method='ora'; 'ulm' has its own"),
+        ({"background": ["ENSG1"]}, ValueError, "background= has no gene of adata"),
+        ({"background": "CD19"}, TypeError, "background is the string 'CD19'; expected a list"),
         ({"batch": "run"}, KeyError, "adata.obs has no column 'run'; it has"),
     ],
 )
-def test_bad_null(encoded, net, compare, how, error, message):
+def test_bad_settings(encoded, net, compare, how, error, message):
     before = compare.state(encoded)
     with pytest.raises(error, match=message):
         sae.tl.enrich(encoded, net, **how)
@@ -297,11 +417,14 @@ def test_too_rare_features_are_left_out(encoded, net):
     limit = int(n_cells.median())
     sae.tl.enrich(encoded, net, min_cells=limit)
     tested = set(encoded.uns["sae"]["enrichment"]["feature"])
+    status = sae.get.features(encoded)["enrichment_status"]
+    assert (status[n_cells < limit] == f"fewer than {limit} active cells").all()
+    assert (status[list(tested)] == "tested").all()
     assert tested <= set(n_cells.index[(n_cells >= limit) & (700 - n_cells >= limit)])
     assert 0 < len(tested) < 32
 
 
-@pytest.mark.parametrize("method", ["ora", "mannwhitney", "ulm"])
+@pytest.mark.parametrize("method", ["ora", "mannwhitney", "ulm", "gsea", "aucell", "scfeaturelens"])
 def test_nothing_to_test_gives_an_empty_table(encoded, net, method):
     sae.tl.enrich(encoded, net, method=method, min_cells=10_000)
     table = encoded.uns["sae"]["enrichment"]

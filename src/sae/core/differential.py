@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .groups import Groups
-from .moments import Moments, group_moments, scan
+from .moments import Genes, Moments, group_moments
 from .rows import Matrix
 from .statistics import benjamini_hochberg, log2_fold_change, welch
 from .workers import available_threads, in_order
@@ -31,7 +31,7 @@ class Differential:
 
 
 def differential(
-    groups: Groups, x: Matrix, *, log_base: float | None, pseudocount: float, min_cells: int
+    groups: Groups, x: Matrix, genes: Genes, *, log_base: float | None, pseudocount: float, min_cells: int
 ) -> Iterator[Differential]:
     """Compare the positive with the reference cells of every feature by Welch's t, for blocks of features.
 
@@ -41,6 +41,8 @@ def differential(
         Of h features among n cells.
     x
         Expression (n, g), dense or sparse, in memory or read by rows.
+    genes
+        What :func:`sae.core.moments.scan` tells of `x`; those that do not vary are not tested.
     log_base, pseudocount
         For the fold change, see :func:`log2_fold_change`.
     min_cells
@@ -48,25 +50,42 @@ def differential(
 
     Yields
     ------
-    Blocks of features in order. Genes that are constant over all cells are not tested: score 0, p and adjusted p NaN.
+    Blocks of features in order. Genes that are not tested: score 0, p and adjusted p NaN.
     """
+
+    def tested(measured: tuple[np.ndarray, Moments, Moments]) -> Differential:
+        return compare(*measured, genes.varies, log_base=log_base, pseudocount=pseudocount)
+
+    yield from in_order(tested, measured_groups(groups, x, genes, min_cells), available_threads())
+
+
+def measured_groups(
+    groups: Groups, x: Matrix, genes: Genes, min_cells: int
+) -> Iterator[tuple[np.ndarray, Moments, Moments]]:
+    """Measure both groups of all features that have enough cells, in blocks of a size that a thread can work on."""
     if min_cells < 2:
         raise ValueError(f"min_cells={min_cells} is below 2, and one cell has no variance.")
+    features = np.flatnonzero((groups.n_positive >= min_cells) & (groups.n_reference >= min_cells))
+    return group_moments(groups, features, x, genes, block=max(1, BLOCK_VALUES // max(x.shape[1], 1)))
+
+
+def compare(
+    features: np.ndarray,
+    positive: Moments,
+    reference: Moments,
+    varies: np.ndarray,
+    *,
+    log_base: float | None,
+    pseudocount: float,
+) -> Differential:
+    """Compare two groups of cells of each feature of a block, from the moments of (features, genes)."""
     if pseudocount <= 0:
         raise ValueError(
             f"pseudocount={pseudocount} must be positive, or a gene absent from a group has no fold change."
         )
-    genes = scan(x)
-    features = np.flatnonzero((groups.n_positive >= min_cells) & (groups.n_reference >= min_cells))
-    block = max(1, BLOCK_VALUES // max(x.shape[1], 1))
-
-    def tested(measured: tuple[np.ndarray, Moments, Moments]) -> Differential:
-        chosen, one, rest = measured
-        score, pval = welch(one.mean, one.variance, one.n, rest.mean, rest.variance, rest.n)
-        score, pval = np.where(genes.varies, score, 0), np.where(genes.varies, pval, np.nan)
-        means = (np.maximum(group.mean, 0) for group in (one, rest))
-        log2fc = log2_fold_change(*means, log_base=log_base, pseudocount=pseudocount)
-        imprecise = one.imprecise() + rest.imprecise()
-        return Differential(chosen, score, log2fc, pval, benjamini_hochberg(pval), imprecise)
-
-    yield from in_order(tested, group_moments(groups, features, x, genes, block=block), available_threads())
+    score, pval = welch(positive.mean, positive.variance, positive.n, reference.mean, reference.variance, reference.n)
+    score, pval = np.where(varies, score, 0), np.where(varies, pval, np.nan)
+    means = (np.maximum(group.mean, 0) for group in (positive, reference))
+    log2fc = log2_fold_change(*means, log_base=log_base, pseudocount=pseudocount)
+    imprecise = positive.imprecise() + reference.imprecise()
+    return Differential(features, score, log2fc, pval, benjamini_hochberg(pval), imprecise)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import float64, njit
 from scipy import sparse, special
 
 from .moments import chunks
@@ -23,6 +23,8 @@ class OverRepresentation:
     overlap: np.ndarray
     log2_odds: np.ndarray
     pval: np.ndarray
+    log_pval: np.ndarray
+    """Natural logarithm of p, also where p itself is too small for a float."""
     padj: np.ndarray
 
 
@@ -40,7 +42,7 @@ class RankedSets:
     padj: np.ndarray
 
 
-def over_representation(study: np.ndarray, sets: sparse.csr_matrix) -> OverRepresentation:
+def over_representation(study: np.ndarray, sets: sparse.csr_matrix, n_genes: int) -> OverRepresentation:
     """Test whether each gene set is over-represented in each study set: one-sided hypergeometric test.
 
     With N measured genes, K of them in the set and n in the study set, P(X ≥ overlap) for X ~ Hypergeometric(N, K, n),
@@ -52,17 +54,27 @@ def over_representation(study: np.ndarray, sets: sparse.csr_matrix) -> OverRepre
     study
         (features, genes), which genes stand out for which feature.
     sets
-        (sets, genes), 1 for a member.
+        (sets, genes), stored for a member.
+    n_genes
+        N. Genes beyond these are in no set and no study set.
     """
-    n_genes = study.shape[1]
-    overlap = np.asarray(sets @ study.T.astype(np.float64)).T.round().astype(np.int64)
-    size = sets.getnnz(axis=1)[None, :]
-    n_study = study.sum(axis=1)[:, None]
-    pval = _upper_tails(overlap, np.broadcast_to(size, overlap.shape), np.broadcast_to(n_study, overlap.shape), n_genes)
-    inside, outside = overlap + 0.5, n_study - overlap + 0.5
-    rest_inside, rest_outside = size - overlap + 0.5, n_genes - size - n_study + overlap + 0.5
+    overlap = count_overlaps(study, sets)
+    size, n_study = sets.getnnz(axis=1).astype(np.int64), study.sum(axis=1)
+    log_pval = np.empty(overlap.shape)
+    log_upper_tails(overlap, size, n_study, n_genes, special.gammaln(np.arange(n_genes + 1) + 1.0), log_pval)
+    inside, outside = overlap + 0.5, n_study[:, None] - overlap + 0.5
+    rest_inside, rest_outside = size - overlap + 0.5, n_genes - size - n_study[:, None] + overlap + 0.5
     log2_odds = np.log2(inside * rest_outside / (outside * rest_inside))
-    return OverRepresentation(overlap, log2_odds, pval, benjamini_hochberg(pval))
+    pval = np.exp(log_pval)
+    return OverRepresentation(overlap, log2_odds, pval, log_pval, benjamini_hochberg(pval))
+
+
+def count_overlaps(study: np.ndarray, sets: sparse.csr_matrix) -> np.ndarray:
+    """Count the genes of each set in each study set, (features, sets)."""
+    by_gene = sets.tocsc()
+    overlap = np.zeros((len(study), sets.shape[0]), np.int64)
+    add_sets(study, by_gene.indptr, by_gene.indices, overlap)
+    return overlap
 
 
 def rank_sets(score: np.ndarray, sets: sparse.csr_matrix, inflation: np.ndarray | None = None) -> RankedSets:
@@ -200,38 +212,42 @@ def _u_variance(m: np.ndarray, k: np.ndarray, correlation: np.ndarray) -> np.nda
     return m * k * (np.arcsin(1) + shared_x + shared_y + neither) / (2 * np.pi)
 
 
-def _upper_tails(hits: np.ndarray, members: np.ndarray, drawn: np.ndarray, total: int) -> np.ndarray:
-    """P(X ≥ hits) for X ~ Hypergeometric(total, members, drawn), each distribution summed once from its far end."""
-    log_factorial = special.gammaln(np.arange(total + 1) + 1.0)
-    found = hits > 0
-    x, K, n = (part[found].astype(np.int64) for part in (hits, members, drawn))
-    order = np.lexsort((-x, K * (total + 1) + n))
-    tails = np.empty(len(x))
-    sum_tails(x, K, n, total, order, log_factorial, tails)
-    pval = np.ones(hits.shape)
-    pval[found] = np.minimum(tails, 1)
-    return pval
+@_compiled
+def add_sets(study, starts, sets, overlap):
+    """Add one to the sets of each gene of a study set; genes × sets is CSR in `starts`, `sets`."""
+    for feature in range(study.shape[0]):
+        counts = overlap[feature]
+        for gene in range(study.shape[1]):
+            if study[feature, gene]:
+                for e in range(starts[gene], starts[gene + 1]):
+                    counts[sets[e]] += 1
 
 
 @_compiled
-def sum_tails(x, K, n, total, order, log_factorial, tails):
-    """Sum P(X = j) over j ≥ x for X ~ Hypergeometric(total, K, n).
+def log_upper_tails(overlap, size, drawn, total, log_factorial, log_tail):
+    """Write log P(X ≥ overlap), X ~ Hypergeometric(total, size, drawn): (features, sets), sizes (sets,), drawn (features,).
 
-    Parameters
-    ----------
-    order
-        Sorts cases by distribution, and those of the same one by falling x.
-    tails
-        Written.
+    Terms are summed away from the overlap on the side where they fall, each from the one before.
     """
-    k, m, j, tail = -1, -1, 0, 0.0
-    for case in order:
-        if K[case] != k or n[case] != m:
-            k, m = K[case], n[case]
-            j, tail = min(k, m) + 1, 0.0
-        while j > x[case]:
-            j -= 1
-            log_choose = log_factorial[k] - log_factorial[j] - log_factorial[k - j]
-            log_choose += log_factorial[total - k] - log_factorial[m - j] - log_factorial[total - k - m + j]
-            tail += np.exp(log_choose + log_factorial[m] + log_factorial[total - m] - log_factorial[total])
-        tails[case] = tail
+    for feature in range(overlap.shape[0]):
+        n = drawn[feature]
+        for s in range(overlap.shape[1]):
+            k, x = size[s], overlap[feature, s]
+            if x <= max(0, n + k - total):
+                log_tail[feature, s] = 0.0
+                continue
+            above = x * total > k * n
+            j = x if above else x - 1
+            log_term = log_factorial[k] - log_factorial[j] - log_factorial[k - j] + log_factorial[total - k]
+            log_term -= log_factorial[n - j] + log_factorial[total - k - n + j]
+            log_term += log_factorial[n] + log_factorial[total - n] - log_factorial[total]
+            term, tail = 1.0, 1.0
+            while term > 1e-17 * tail:
+                if above:
+                    term *= float64(k - j) * (n - j) / (float64(j + 1) * (total - k - n + j + 1))
+                    j += 1
+                else:
+                    term *= float64(j) * (total - k - n + j) / (float64(k - j + 1) * (n - j + 1))
+                    j -= 1
+                tail += term
+            log_tail[feature, s] = log_term + np.log(tail) if above else np.log1p(-np.exp(log_term) * tail)

@@ -26,6 +26,14 @@ class Groups:
         """Cells where each feature is zero."""
         return self.active.shape[1] - self.active.getnnz(axis=1)
 
+    def status(self, min_cells: int) -> np.ndarray:
+        """Say of each feature whether it can be tested, or why not (h,)."""
+        return np.select(
+            [self.n_positive < min_cells, self.n_reference < min_cells],
+            [f"fewer than {min_cells} active cells", f"fewer than {min_cells} inactive cells"],
+            "tested",
+        ).astype(object)
+
 
 def active_groups(a: sparse.csr_matrix) -> Groups:
     """Compare the cells where a feature is above zero with all others."""

@@ -62,6 +62,10 @@ class Moments:
     variance: np.ndarray
     """(features, genes), unbiased; exactly 0 for a gene that is constant in the group, NaN for a single cell."""
 
+    def of_genes(self, chosen: np.ndarray | slice) -> Moments:
+        """Return the moments of some genes."""
+        return Moments(self.n, self.mean[:, chosen], self.variance[:, chosen])
+
     def imprecise(self) -> int:
         """Count the variances that rounding may have spoilt: mean over standard deviation above 1e5, but not constant."""
         return int(((self.variance > 0) & (np.abs(self.mean) > IMPRECISE * np.sqrt(self.variance))).sum())

@@ -39,7 +39,7 @@ def matched_sets(
     Parameters
     ----------
     sets
-        (sets, genes), stored for a member.
+        (sets, genes), stored for a member (any value, which the gene in its place takes over).
     strength
         (genes,), such as mean expression.
     n_null
@@ -89,36 +89,35 @@ def shuffled_within(groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return order
 
 
-def empirical_fdr(real: np.ndarray, null: np.ndarray) -> np.ndarray:
-    """Estimate the false discovery rate among scores at least as high as each one, from scores without any effect.
+def empirical_fdr(scores: np.ndarray, real: np.ndarray, null: np.ndarray, n_null: int) -> np.ndarray:
+    """Estimate the false discovery rate among tests that score at least as high, from tests without any effect.
 
     With B replicates of the null,
 
-    FDR(t) = (null scores ≥ t) / B / (real scores ≥ t),  q(s) = min over t ≤ s of FDR(t), at most 1:
+    FDR(t) = (1 + null scores ≥ t) / B / (real scores ≥ t),  q(s) = min over real t ≤ s of FDR(t), at most 1:
 
     the permutation estimate of Tusher, Tibshirani and Chu (2001, doi:10.1073/pnas.091062498) with all tests counted as null
     (π₀ = 1, the conservative choice), made monotone as a q-value (Storey and Tibshirani 2003, doi:10.1073/pnas.1530509100).
-    It is 0 where no null score is as high, which with few replicates says little.
+    The 1 that is added (Barber and Candès 2015, doi:10.1214/15-AOS1337) keeps a few scores that are higher than all of
+    the null's, as half of the best ones are by chance with B = 1, from counting as certain.
 
     Parameters
     ----------
+    scores
+        For which the rate is wanted, in any shape.
     real
-        Scores in any shape, higher for more evidence; NaN where not tested.
+        Scores of all tests, higher for more evidence.
     null
-        (B, ...), scores of the same tests in each replicate; NaN where not tested.
-
-    Returns
-    -------
-    The shape of `real`; NaN where not tested.
+        Those of the same tests in all replicates together. What is left out of both has no influence on higher scores.
+    n_null
+        B.
     """
-    if len(null) == 0:
-        raise ValueError("null has no replicates. Pass scores of at least one, as its first axis.")
-    tested = ~np.isnan(real)
-    scores, inverse, counts = np.unique(real[tested], return_inverse=True, return_counts=True)
-    by_chance = np.sort(null[~np.isnan(null)])
-    n_null = len(by_chance) - np.searchsorted(by_chance, scores, side="left")
+    if n_null < 1:
+        raise ValueError(f"n_null={n_null} replicates give no rate. At least one is needed.")
+    found, counts = np.unique(real, return_counts=True)
+    by_chance = np.sort(null)
+    n_by_chance = 1 + len(by_chance) - np.searchsorted(by_chance, found, side="left")
     n_real = np.cumsum(counts[::-1])[::-1]
-    rate = np.minimum.accumulate(np.minimum(n_null / len(null) / n_real, 1))
-    q = np.full(real.shape, np.nan)
-    q[tested] = rate[inverse]
-    return q
+    rate = np.minimum.accumulate(np.minimum(n_by_chance / n_null / n_real, 1))
+    place = np.searchsorted(found, scores, side="right") - 1
+    return np.where(place < 0, 1.0, rate[np.maximum(place, 0)]) if len(found) else np.ones(np.shape(scores))

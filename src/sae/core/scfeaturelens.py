@@ -29,12 +29,17 @@ class Concepts:
     """(features, sets), at most 0.5."""
     kept: np.ndarray
     """(features, sets)"""
-    n_study: np.ndarray
-    """(features,), genes of the study set."""
+    study: np.ndarray
+    """(features, genes), the study set."""
     relaxed_padj: np.ndarray
     """(features,), whether the study set was selected by adjusted p < 0.05."""
     no_fold_change: np.ndarray
     """(features,), whether the study set was selected without regard to the fold change."""
+
+    @property
+    def n_study(self) -> np.ndarray:
+        """Genes of each study set (features,)."""
+        return self.study.sum(axis=1)
 
 
 def concepts(positive: Moments, reference: Moments, sets: sparse.csr_matrix) -> Concepts:
@@ -84,11 +89,10 @@ def concepts(positive: Moments, reference: Moments, sets: sparse.csr_matrix) -> 
     study = (padj < np.where(relaxed_padj, RELAXED_PADJ, PADJ)[:, None]) & changed
 
     hits = np.asarray(sets @ study.T.astype(np.float64)).T.round().astype(np.int64)
-    n_study = study.sum(axis=1)
-    p_binomial = binomial_two_sided(hits, n_study[:, None], sets.getnnz(axis=1)[None, :], study.shape[1])
+    p_binomial = binomial_two_sided(hits, study.sum(axis=1)[:, None], sets.getnnz(axis=1)[None, :], study.shape[1])
     p_mannwhitney = half_mann_whitney(fold_change, sets)
     kept = (p_binomial < KEPT) & (p_mannwhitney < KEPT)
-    return Concepts(hits, p_binomial, p_mannwhitney, kept, n_study, relaxed_padj, no_fold_change)
+    return Concepts(hits, p_binomial, p_mannwhitney, kept, study, relaxed_padj, no_fold_change)
 
 
 def _welch_p(positive: Moments, reference: Moments, testable: np.ndarray) -> np.ndarray:

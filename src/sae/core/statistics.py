@@ -19,6 +19,24 @@ def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
     return np.where(tested, adjusted, np.nan)
 
 
+def adjusted_among(log_p: np.ndarray, among: np.ndarray, n_tests: int) -> np.ndarray:
+    """Adjust p-values among all tests by Benjamini and Hochberg (1995).
+
+    Parameters
+    ----------
+    log_p
+        Natural logarithms of those p-values whose adjusted value is wanted.
+    among
+        Those of all tests, in any order; tests with p = 1 may be missing, as they have no influence on the others.
+    n_tests
+        Number of all tests.
+    """
+    ordered = np.sort(among)
+    ranked = np.append(ordered + np.log(max(n_tests, 1) / np.arange(1, len(ordered) + 1)), 0.0)
+    adjusted = np.exp(np.minimum.accumulate(ranked[::-1])[::-1])
+    return adjusted[np.searchsorted(ordered, log_p, side="left")]
+
+
 def average_ranks(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Ranks 1 ... g of each row of (rows, g), equal values sharing theirs and NaN last, and Σ(t³ − t) of the ties."""
     rows, g = values.shape

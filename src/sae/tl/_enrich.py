@@ -1,26 +1,30 @@
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
 
 from .. import _schema
-from .._data import Data, Holder, expression, holder, listing
-from .._genesets import GeneSets, Net, default_collection, match
+from .._data import Data, Expression, Holder, expression, holder, listing
+from .._genesets import Net, default_collection, match
 from .._progress import progress_bar
-from ..core.rows import Matrix, varying_columns
 
 if TYPE_CHECKING:
     from scipy import sparse
 
-    from ..core.differential import Differential
+    from ..core.groups import Groups
+    from ..core.moments import Genes
+    from ..core.rows import Matrix
+    from ..core.set_methods import Method, SetTests
 
-METHODS = ("ora", "mannwhitney", "ulm")
-DIRECTIONS = ("up", "down")
+METHODS = ("ora", "mannwhitney", "ulm", "gsea", "aucell", "scfeaturelens")
+DIRECTIONS = ("up", "down", "both")
 SEPARATOR = ";"
+PUBLISHED_PERCENTILE = 99
+MAX_BINS, GENES_PER_BIN = 50, 20
 
 
 def enrich(
@@ -28,13 +32,15 @@ def enrich(
     net: Net,
     *,
     key: str = "sae",
-    method: Literal["ora", "mannwhitney", "ulm"] = "ora",
+    method: Literal["ora", "mannwhitney", "ulm", "gsea", "aucell", "scfeaturelens"] = "ora",
     collection: str | None = None,
     layer: str | None = None,
     use_raw: bool | None = None,
     mod: str | None = None,
     var_mod: str | None = None,
     percentile: float | None = None,
+    background: Sequence[str] | None = None,
+    directions: Sequence[str] = ("up", "down"),
     max_padj: float = 0.05,
     min_log2fc: float = 0.5,
     min_size: int = 5,
@@ -44,7 +50,7 @@ def enrich(
     batch: str | None = None,
     min_cells: int = 3,
     pseudocount: float = 0.1,
-    rng: int = 0,
+    rng: int | np.random.Generator | None = 0,
     progress: bool = True,
 ) -> None:
     r"""Find the gene sets of every feature.
@@ -53,21 +59,37 @@ def enrich(
     :func:`sae.tl.rank_genes`, computed here in blocks, so that verb need not have run), then one of
 
     * `"ora"`, over-representation: the study set of a feature are the genes with adjusted p ≤ `max_padj` and log2 fold
-      change ≥ `min_log2fc` (`"up"`) or ≤ −`min_log2fc` (`"down"`). With N genes tested, K of them in the gene set, n in the
-      study set and x in both, the p-value is P(X ≥ x), X ~ Hypergeometric(N, K, n): Fisher's exact test, one-sided. `score`
-      is the log2 odds ratio, with 0.5 added to each count. Weights of the net are not used.
+      change ≥ `min_log2fc` (`"up"`), ≤ −`min_log2fc` (`"down"`) or either (`"both"`). With N genes, K of them in the gene set,
+      n in the study set and x in both, the p-value is P(X ≥ x), X ~ Hypergeometric(N, K, n): Fisher's exact test, one-sided.
+      `score` is the log2 odds ratio, with 0.5 added to each count.
     * `"mannwhitney"`, a rank test of the t statistics of the genes in the set against those of all other tested genes, with
-      corrections for ties and continuity. `score` is its z, the direction is the sign of z, the p-value two-sided. It takes
-      genes for independent, and the genes of real sets are not: read its p-values as a ranking.
-    * `"ulm"`, a linear model of the t statistics of all tested genes on set membership (or weight), by
-      :mod:`decoupler` (Badia-i-Mompel et al. 2022, doi:10.1093/bioadv/vbac016). `score` is the t of its slope, the
-      direction is its sign, the p-value two-sided.
+      corrections for ties and continuity. `score` is its z, the direction is the sign of z, the p-value two-sided.
+    * `"ulm"`, a linear model of the t statistics of all genes on set membership (or weight; Badia-i-Mompel et al. 2022,
+      doi:10.1093/bioadv/vbac016). `score` is the t of its slope, the direction is its sign, the p-value two-sided.
+    * `"gsea"`, gene-set enrichment analysis of the t statistics (Subramanian et al. 2005, doi:10.1073/pnas.0506580102):
+      `score` is the normalised enrichment score, the p-value from 1,000 permutations of the genes. Slow: for few features and sets.
+    * `"aucell"` (Aibar et al. 2017, doi:10.1038/nmeth.4463): `score` is the area under the curve that recovers the set among
+      the 5 % of genes with the highest (`"up"`) or lowest (`"down"`) t, between 0 and 1; p-value from the mean and variance of
+      the area of a random set.
+    * `"scfeaturelens"`, exactly the procedure of arXiv:2410.11468, for comparison. Cells above the 99th percentile of the
+      activation are compared with those at zero; the study set are genes with adjusted p < 1e-5 and a ratio of means above 2 or
+      below 1/2, with fallbacks to p < .05 and to any ratio. Stored are the sets with p < .05 in a two-sided binomial test of the hits
+      and in a Mann-Whitney test of the ratios; `pval` is the larger of the two, `score` log2 of hits over expected hits. Known
+      flaws: nothing is corrected over sets or features; the Mann-Whitney p is half the two-sided value; a gene that is constant in
+      one group gets p = 1, so that a perfect marker is lost; ratios have no pseudocount.
 
-    P-values are adjusted over the sets (and for `"ora"` separately for up and down) of each feature by Benjamini-Hochberg.
-    They know nothing of how genes go together, so everything is repeated on `n_null` permutations of the cells, in which each
-    cell has the activations of a random other one: correlated genes and sets are kept, and nothing is there to be found.
-    `fdr` is the number of p-values up to this one that a permutation gives, over all features, sets and directions, as a share
-    of the number found (made monotone; Tusher et al. 2001, doi:10.1073/pnas.091062498).
+    The decoupler package does `"ulm"`, `"gsea"` and `"aucell"`; weights of the net matter for `"ulm"` only.
+
+    P-values are adjusted by Benjamini-Hochberg over the sets of each feature (for `"ora"` in each direction), `padj`, and over
+    all features, sets and directions, `padj_all`. All these p-values take genes as independent, which those of a real set are not.
+    Two nulls show what that is worth, each `n_null` times:
+
+    * Cells are permuted: each has the activations of a random other one (of its `batch`). Correlated genes and sets stay as they
+      are, and nothing is there to be found. `fdr` is the number of p-values up to this one that a permutation gives, over all
+      features, sets and directions, plus one, as a share of the number found (made monotone; Tusher et al. 2001,
+      doi:10.1073/pnas.091062498). This is the column to trust.
+    * Sets are random: their genes are exchanged for others with a similar mean expression. `fdr_random_sets` is their share among
+      sets with p-values as low; a set that passes is more than a set of its size and expression.
 
     Parameters
     ----------
@@ -80,7 +102,7 @@ def enrich(
     key
         Name of the SAE.
     method
-        `"ora"`, `"mannwhitney"` or `"ulm"`.
+        See above.
     collection
         Name of the gene sets in the result; by default the name of the GMT file, else `"gene_sets"`. Results of another
         collection are kept.
@@ -91,41 +113,51 @@ def enrich(
     var_mod
         The modality whose variables are tested, by default `mod`.
     percentile
-        Which cells stand for a feature, see :func:`sae.tl.rank_genes`.
+        Which cells stand for a feature, see :func:`sae.tl.rank_genes`; 99 for `"scfeaturelens"` unless given.
+    background
+        The genes that could have been found; others take no part, as if not measured. By default all that vary over the cells.
+    directions
+        Of `"ora"`: any of `"up"`, `"down"`, `"both"`.
     max_padj, min_log2fc
-        Which genes stand out for a feature: the study set of `"ora"`, and the genes listed for either method.
+        Which genes stand out for a feature: the study set of `"ora"`, and the genes listed for other methods.
     min_size, max_size
-        Gene sets with fewer or more measured genes (those that vary over the cells) are left out.
+        Gene sets with fewer or more measured genes (of the background) are left out.
     n_sets
         Gene sets to store per feature and direction, best first; None for all. P-values are adjusted over all of them.
     n_null
-        Permutations. Each takes as long as the test itself; 0 for none, and `fdr` is NaN.
+        Permutations of the cells, each of which takes as long as the test itself, and draws of random sets. 0 for none:
+        `fdr` and `fdr_random_sets` are NaN.
     batch
         Column of `obs`: cells are permuted within each of its values.
     min_cells
-        Features that are active, or inactive, in fewer cells are left out.
+        Features that are active, or inactive, in fewer cells are left out; `uns[key]["features"]` says which and why.
     pseudocount
         Of the fold change, see :func:`sae.tl.rank_genes`.
     rng
-        Seed of the permutations.
+        Seed or generator, of the permutations and random sets.
     progress
         Show a progress bar when it takes more than a second.
 
     Returns
     -------
-    Nothing. Writes `uns[key]["enrichment"]`, a row per feature, gene set and direction with at least one gene of the set
-    standing out (for `"mannwhitney"` and `"ulm"`, any): `feature`, `collection`, `gene_set`, `direction`, `overlap` (genes of the set
-    that stand out), `size` (genes of the set that were tested), `score`, `pval`, `padj`, `fdr`, `genes` (the overlapping genes,
-    largest absolute t first, separated by ";"), and `modality` for a MuData. `uns[key]["enrichment_null"]` has a row per collection: the share of all
-    features with a gene set at adjusted p ≤ `max_padj` (`annotated`), and the same under permutation (`annotated_null`).
+    Nothing. Writes
+
+    * `uns[key]["enrichment"]`, a row per feature, gene set and direction with at least one gene of the set
+      standing out (for methods that score all genes, any): `feature`, `collection`, `gene_set`, `direction`, `overlap` (genes of
+      the set that stand out), `size` (measured genes of the set), `score`, `pval`, `padj`, `padj_all`, `fdr`,
+      `fdr_random_sets`, `genes` (the overlapping genes, largest absolute t first, separated by ";"), and `modality` for a MuData;
+    * `uns[key]["enrichment_null"]`, a row per collection: the share of all features with a gene set at `padj` ≤ `max_padj`
+      (`annotated`; for `"scfeaturelens"` with one that is stored), the same with permuted cells (`annotated_permuted`) and random
+      sets (`annotated_random_sets`), and the share with `fdr` ≤ `max_padj` (`annotated_fdr`);
+    * `uns[key]["features"]`: the column `enrichment_status`, `"tested"` or why not.
 
     Raises
     ------
     KeyError
         There are no activations, or no such layer or batch.
     ValueError
-        `net` lacks columns, has no gene in common with the data or no set of suitable size; repeated gene names; negative
-        (scaled), NaN or infinite expression values.
+        `net` lacks columns, has no gene in common with the data or no set of suitable size; repeated gene names;
+        NaN or infinite expression values; a setting out of range.
 
     Examples
     --------
@@ -139,97 +171,110 @@ def enrich(
     """
     from scanpy import logging as logg
 
-    from ..core.null import empirical_fdr, permuted_cells
+    from ..core.moments import scan
+    from ..core.null import matched_sets, permuted_cells
+    from ..core.set_methods import Method, StandingOut
 
-    _check(method, collection, max_padj, min_log2fc, min_size, max_size, n_sets)
-    if n_null < 0:
-        raise ValueError(f"n_null={n_null} is negative. Pass the number of permutations, or 0 for none.")
+    _check(method, collection, directions, max_padj, min_log2fc, min_size, max_size, n_sets, n_null)
+    if method == "scfeaturelens":
+        percentile = PUBLISHED_PERCENTILE if percentile is None else percentile
     held = holder(data, mod)
     a = _schema.activations(held, key)
     expressed, rows = expression(data, held, layer=layer, use_raw=use_raw, var_mod=var_mod)
-    varying = varying_columns(expressed.matrix)
-    matrix = expressed.matrix if varying.all() else expressed.matrix[:, varying]
-    genes = expressed.genes[varying]
-    sets = match(net, genes, min_size=min_size, max_size=max_size)
+    codes = _batch_codes(held, batch)
+    genes = scan(expressed.matrix)
+    counted = genes.varies if background is None else genes.varies & _background(background, expressed)
+    sets = match(net, expressed.genes[counted], min_size=min_size, max_size=max_size)
     collection = collection or default_collection(net)
     start = logg.info(
         f"testing {len(sets.names)} gene sets of {collection!r} for {a.shape[1]} features with {method!r}"
     )
-
-    codes = _batch_codes(held, batch)
-    how = _How(
-        method,
-        matrix,
-        expressed.log_base,
-        sets,
-        genes,
-        percentile=percentile,
-        max_padj=max_padj,
-        min_log2fc=min_log2fc,
-        n_sets=n_sets,
-        min_cells=min_cells,
-        pseudocount=pseudocount,
+    a, codes = a[rows], None if codes is None else codes[rows]
+    generator = np.random.default_rng(rng)
+    random_sets = list(matched_sets(sets.weights, genes.mean[counted], n_null, generator, n_bins=_n_bins(counted)))
+    search = _Search(
+        expressed.matrix,
+        replace(genes, varies=counted),
+        Method(
+            method,
+            StandingOut(max_padj, min_log2fc),
+            tuple(directions),
+            expressed.log_base,
+            pseudocount,
+            min_cells,
+            seed=int(generator.integers(2**31)),
+        ),
+        percentile,
     )
-    a = a[rows]
-    n_features = a.shape[1]
-    with progress_bar((1 + n_null) * n_features, "enrich", "feature", shown=progress) as bar:
-        real, annotated, parts = _run(a, how, bar.update, write=True)
-        null = np.full((n_null, *real.shape), np.nan, dtype=np.float32)
-        by_chance, generator = np.zeros(n_null), np.random.default_rng(rng)
-        for number in range(n_null):
-            permuted = permuted_cells(a, None if codes is None else codes[rows], generator)
-            null[number], by_chance[number], _ = _run(permuted, how, bar.update, write=False)
-        bar.update((1 + n_null) * n_features - bar.n)
-    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
-    if parts:
-        fdr = empirical_fdr(real, null) if n_null else np.full(real.shape, np.nan)
-        columns["fdr"] = fdr[columns["direction"], columns["feature"], columns["gene_set"]].astype(np.float64)
-    columns["collection"] = np.zeros(len(columns.get("feature", ())), dtype=np.int64)
+    table = _Table(expressed.genes[counted], n_sets)
+    with progress_bar((1 + n_null) * a.shape[1], "enrich", "feature", shown=progress) as bar:
+        real, *by_size = search.run(a, [sets.weights, *random_sets], bar.update, table)
+        shuffled = (permuted_cells(a, codes, generator) for _ in range(n_null))
+        permuted = [search.run(cells, [sets.weights], bar.update)[0] for cells in shuffled]
+        bar.update((1 + n_null) * a.shape[1] - bar.n)
+
+    columns = table.columns()
+    columns |= _error_rates(columns.pop("log_pval", np.empty(0)), real, permuted, by_size)
+    columns["collection"] = np.zeros(len(columns["fdr"]), dtype=np.int64)
     categories = {
         "feature": _schema.feature_names(key, a.shape[1]),
         "collection": pd.Index([collection]),
         "gene_set": sets.names,
         "direction": pd.Index(DIRECTIONS),
     }
-    table = _schema.tidy(columns, _schema.ENRICHMENT, categories)
-    modality = var_mod or mod
-    if modality is not None:
-        table["modality"] = pd.Categorical([modality] * len(table))
-
-    shares = {
-        "annotated": annotated / n_features,
-        "annotated_null": by_chance.mean() / n_features if n_null else np.nan,
+    found = _schema.tidy(columns, _schema.ENRICHMENT, categories)
+    annotated_fdr = len(np.unique(columns["feature"][columns["fdr"] <= max_padj])) if len(found) else 0
+    counts = {
+        "annotated": real.annotated,
+        "annotated_fdr": annotated_fdr if n_null else np.nan,
+        "annotated_permuted": np.mean([run.annotated for run in permuted]) if n_null else np.nan,
+        "annotated_random_sets": np.mean([run.annotated for run in by_size]) if n_null else np.nan,
     }
+    shares = {name: count / a.shape[1] for name, count in counts.items()}
     summary = pd.DataFrame({"collection": [collection], "method": [method], "max_padj": [max_padj], **shares})
     summary = summary.astype({"collection": "category", "method": "category"})
+    modality = var_mod or mod
     if modality is not None:
+        found["modality"] = pd.Categorical([modality] * len(found))
         summary["modality"] = pd.Categorical([modality])
     stored, place = _schema.read(held, key), {"collection": collection, "modality": modality}
-    table = _schema.replace_rows(stored.get("enrichment"), table, place)
-    summary = _schema.replace_rows(stored.get("enrichment_null"), summary, place)
-    _schema.write(held, key, {**stored, "enrichment": table, "enrichment_null": summary})
+    new = {
+        "features": stored["features"].assign(enrichment_status=pd.Categorical(search.groups(a).status(min_cells))),
+        "enrichment": _schema.replace_rows(stored.get("enrichment"), found, place),
+        "enrichment_null": _schema.replace_rows(stored.get("enrichment_null"), summary, place),
+    }
+    _schema.write(held, key, {**stored, **new})
+    by_chance = f", {counts['annotated_permuted']:.1f} when cells are permuted" if n_null else ""
     logg.info(
         "    finished",
         time=start,
-        deep=f"added\n    {held.where}.uns[{key!r}]['enrichment'], collection {collection!r}: {annotated} of {n_features} "
-        f"features have a gene set at padj ≤ {max_padj}"
-        + (f", {by_chance.mean():.1f} when cells are permuted" if n_null else ""),
+        deep=f"added\n    {held.where}.uns[{key!r}]['enrichment'], collection {collection!r}: {real.annotated} of {a.shape[1]} "
+        f"features have a gene set at padj ≤ {max_padj}{by_chance}; {sets.left_out()}",
     )
 
 
 def _check(
     method: str,
     collection: str | None,
+    directions: Sequence[str],
     max_padj: float,
     min_log2fc: float,
     min_size: int,
     max_size: int | None,
     n_sets: int | None,
+    n_null: int,
 ) -> None:
     if method not in METHODS:
         raise ValueError(f"method={method!r} is not one of {', '.join(map(repr, METHODS))}.")
     if collection is not None and (not isinstance(collection, str) or not collection):
         raise ValueError(f"collection={collection!r} cannot name gene sets: it must be a non-empty string.")
+    chosen = (directions,) if isinstance(directions, str) else tuple(directions)
+    if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(DIRECTIONS):
+        raise ValueError(f"directions={directions!r} is not a list of some of {', '.join(map(repr, DIRECTIONS))}.")
+    if method != "ora" and chosen != ("up", "down"):
+        raise ValueError(
+            f"directions={directions!r} is for method='ora'; {method!r} has its own. Leave directions= out."
+        )
     if not 0 < max_padj <= 1:
         raise ValueError(f"max_padj={max_padj} is not a probability above 0 and up to 1.")
     if min_log2fc < 0:
@@ -240,68 +285,8 @@ def _check(
         raise ValueError(
             f"n_sets={n_sets} is below 1. Pass the number of gene sets per feature and direction, or None."
         )
-
-
-@dataclass(frozen=True)
-class _How:
-    """What is tested, and how."""
-
-    method: str
-    x: Matrix
-    log_base: float | None
-    sets: GeneSets
-    genes: pd.Index
-    percentile: float | None
-    max_padj: float
-    min_log2fc: float
-    n_sets: int | None
-    min_cells: int
-    pseudocount: float
-
-
-@dataclass(frozen=True)
-class _Tested:
-    """Gene sets of a block of features in one direction; arrays (features, sets)."""
-
-    direction: str
-    overlap: np.ndarray
-    score: np.ndarray
-    pval: np.ndarray
-    padj: np.ndarray
-    kept: np.ndarray
-
-
-def _run(
-    a: sparse.csr_matrix, how: _How, advance: Callable[[int], object], *, write: bool
-) -> tuple[np.ndarray, int, list[dict[str, np.ndarray]]]:
-    """Test all gene sets for all features.
-
-    Returns
-    -------
-    −log p (directions, features, sets) with NaN for what is not kept, the number of features with a gene set at the
-    adjusted p that is asked for, and the columns of the table, in parts.
-    """
-    from ..core.differential import differential
-    from ..core.groups import active_groups, percentile_groups
-
-    groups = active_groups(a) if how.percentile is None else percentile_groups(a, how.percentile)
-    tests = {"ora": _ora, "mannwhitney": _mannwhitney, "ulm": _ulm}[how.method]
-    evidence = np.full((len(DIRECTIONS), a.shape[1], len(how.sets.names)), np.nan, dtype=np.float32)
-    annotated, parts = 0, []
-    for block in differential(
-        groups, how.x, log_base=how.log_base, pseudocount=how.pseudocount, min_cells=how.min_cells
-    ):
-        listed = _Listed(block, how)
-        named = np.zeros(len(block.features), dtype=bool)
-        for found in tests(listed):
-            strength = -np.log(np.maximum(found.pval, np.finfo(np.float64).tiny))
-            evidence[DIRECTIONS.index(found.direction), block.features] = np.where(found.kept, strength, np.nan)
-            named |= ((found.padj <= how.max_padj) & found.kept).any(axis=1)
-            if write:
-                parts.append(listed.rows(found))
-        annotated += int(named.sum())
-        advance(len(block.features))
-    return evidence, annotated, parts
+    if n_null < 0:
+        raise ValueError(f"n_null={n_null} is negative. Pass the number of permutations, or 0 for none.")
 
 
 def _batch_codes(held: Holder, batch: str | None) -> np.ndarray | None:
@@ -312,87 +297,131 @@ def _batch_codes(held: Holder, batch: str | None) -> np.ndarray | None:
     return pd.factorize(held.data.obs[batch])[0]
 
 
-@dataclass(frozen=True)
-class _Listed:
-    """A block of features with what decides which rows are stored, and which genes are listed in them."""
-
-    block: Differential
-    how: _How
-
-    def standing_out(self, direction: str) -> np.ndarray:
-        """Mark (features, genes) that differ between active and inactive cells in one direction."""
-        sign = 1 if direction == "up" else -1
-        return (self.block.padj <= self.how.max_padj) & (sign * self.block.log2fc >= self.how.min_log2fc)
-
-    def rows(self, found: _Tested) -> dict[str, np.ndarray]:
-        """Write the best sets of each feature among those kept as table columns."""
-        kept, pval, n_sets = found.kept, found.pval, self.how.n_sets
-        order = np.lexsort((-np.abs(found.score), np.where(kept, pval, np.inf)), axis=1)[:, :n_sets]
-        features = np.broadcast_to(np.arange(len(pval))[:, None], order.shape)
-        chosen = kept[features, order]
-        f, s = features[chosen], order[chosen]
-        return {
-            "feature": self.block.features[f],
-            "gene_set": s,
-            "direction": np.full(len(f), DIRECTIONS.index(found.direction)),
-            "overlap": found.overlap[f, s],
-            "size": self.how.sets.members.getnnz(axis=1)[s].astype(np.int64),
-            "score": found.score[f, s],
-            "pval": pval[f, s],
-            "padj": found.padj[f, s],
-            "genes": self._overlapping_genes(found.direction, f, s),
-        }
-
-    def by_sign(self, score: np.ndarray, pval: np.ndarray, padj: np.ndarray) -> list[_Tested]:
-        """Take sets with a positive score as up, and those with a negative one as down."""
-        found = []
-        for direction, kept in (("up", score > 0), ("down", score < 0)):
-            overlap = (self.how.sets.members @ self.standing_out(direction).T.astype(np.float64)).T.astype(np.int64)
-            found.append(_Tested(direction, overlap, score, pval, padj, kept))
-        return found
-
-    def _overlapping_genes(self, direction: str, features: np.ndarray, sets: np.ndarray) -> np.ndarray:
-        standing = self.standing_out(direction)
-        members, strength = self.how.sets.members, np.abs(self.block.score)
-        listed = np.empty(len(features), dtype=object)
-        for row, (f, s) in enumerate(zip(features, sets, strict=True)):
-            hits = members.indices[members.indptr[s] : members.indptr[s + 1]]
-            hits = hits[standing[f, hits]]
-            listed[row] = SEPARATOR.join(self.how.genes[hits[np.argsort(-strength[f, hits], kind="stable")]])
-        return listed
-
-
-def _ora(listed: _Listed) -> list[_Tested]:
-    from ..core.enrichment import over_representation
-
-    found = []
-    for direction in DIRECTIONS:
-        result = over_representation(listed.standing_out(direction), listed.how.sets.members)
-        found.append(_Tested(direction, result.overlap, result.log2_odds, result.pval, result.padj, result.overlap > 0))
+def _background(background: Sequence[str], expressed: Expression) -> np.ndarray:
+    """Mark the genes of the background."""
+    if isinstance(background, str):
+        raise TypeError(f"background is the string {background!r}; expected a list of genes.")
+    chosen = pd.Index(background).astype(str)
+    found = expressed.genes.isin(chosen)
+    if not found.any():
+        raise ValueError(
+            f"background= has no gene of {expressed.where}: it has {listing(chosen, 5)}; the data has "
+            f"{listing(expressed.genes, 5)}. Do both use the same identifiers (symbols or Ensembl ids)?"
+        )
     return found
 
 
-def _ulm(listed: _Listed) -> list[_Tested]:
-    import decoupler as dc
-    from scipy.special import stdtr
-
-    from ..core.statistics import benjamini_hochberg
-
-    t = listed.block.score
-    t = np.clip(t, *np.array([-1, 1]) * np.abs(t[np.isfinite(t)]).max(initial=0))
-    scores, _ = dc.mt.ulm(
-        pd.DataFrame(t, index=listed.block.features.astype(str), columns=listed.how.genes.astype(str)),
-        listed.how.sets.net,
-        tmin=0,
-        empty=False,
-    )
-    score = scores[listed.how.sets.names].to_numpy(dtype=np.float64)
-    pval = 2 * stdtr(len(listed.how.genes) - 2, -np.abs(score))
-    return listed.by_sign(score, pval, benjamini_hochberg(pval))
+def _n_bins(counted: np.ndarray) -> int:
+    """Bins of mean expression for random sets: 50 where each has 20 genes or more."""
+    return int(np.clip(counted.sum() // GENES_PER_BIN, 1, MAX_BINS))
 
 
-def _mannwhitney(listed: _Listed) -> list[_Tested]:
-    from ..core.enrichment import rank_sets
+@dataclass(frozen=True)
+class _Tests:
+    """All tests of one collection of sets."""
 
-    result = rank_sets(np.where(np.isnan(listed.block.pval), np.nan, listed.block.score), listed.how.sets.members)
-    return listed.by_sign(result.z, result.pval, result.padj)
+    log_pval: np.ndarray
+    """Those with p < 1, flat."""
+    n: int
+    annotated: int
+    """Features with a gene set."""
+
+
+@dataclass(frozen=True)
+class _Search:
+    """What is tested, and how."""
+
+    x: Matrix
+    genes: Genes
+    method: Method
+    percentile: float | None
+
+    def groups(self, a: sparse.csr_matrix) -> Groups:
+        """Return the cells that stand for each feature, and those they are compared with."""
+        from ..core.groups import active_groups, percentile_groups
+
+        return active_groups(a) if self.percentile is None else percentile_groups(a, self.percentile)
+
+    def run(
+        self,
+        a: sparse.csr_matrix,
+        all_sets: Sequence[sparse.csr_matrix],
+        advance: Callable[[int], object],
+        table: _Table | None = None,
+    ) -> list[_Tests]:
+        """Test collections of gene sets for all features; the first one goes to the table."""
+        from ..core.set_methods import set_tests
+
+        published, limit = self.method.name == "scfeaturelens", self.method.standing.max_padj
+        log_pval: list[list[np.ndarray]] = [[] for _ in all_sets]
+        n_tests, annotated = np.zeros((2, len(all_sets)), np.int64)
+        for features, by_collection in set_tests(self.groups(a), self.x, self.genes, all_sets, self.method):
+            for c, tests in enumerate(by_collection):
+                named = np.zeros(len(features), dtype=bool)
+                for test in tests:
+                    named |= (test.kept & (published | (test.padj <= limit))).any(axis=1)
+                    log_pval[c].append(test.log_pval[test.tested & (test.log_pval < 0)])
+                    n_tests[c] += test.tested.sum()
+                    if c == 0 and table is not None:
+                        table.add(features, test, all_sets[0])
+                annotated[c] += named.sum()
+            advance(len(features))
+        found = [np.concatenate(parts) if parts else np.empty(0) for parts in log_pval]
+        return [_Tests(*parts) for parts in zip(found, n_tests.tolist(), annotated.tolist(), strict=True)]
+
+
+class _Table:
+    """The best gene sets of every feature and direction, as columns."""
+
+    def __init__(self, genes: pd.Index, n_sets: int | None):
+        self._genes, self._n_sets = genes, n_sets
+        self._parts: list[dict[str, np.ndarray]] = []
+
+    def add(self, features: np.ndarray, test: SetTests, sets: sparse.csr_matrix) -> None:
+        """Take the best sets of a block of features in one direction."""
+        order = np.lexsort((-np.abs(test.score), np.where(test.kept, test.log_pval, np.inf)), axis=1)[:, : self._n_sets]
+        rows = np.broadcast_to(np.arange(len(order))[:, None], order.shape)
+        chosen = test.kept[rows, order]
+        f, s = rows[chosen], order[chosen]
+        self._parts.append(
+            {
+                "feature": features[f],
+                "gene_set": s,
+                "direction": np.full(len(f), DIRECTIONS.index(test.direction)),
+                "size": sets.getnnz(axis=1)[s].astype(np.int64),
+                **{name: getattr(test, name)[f, s] for name in ("overlap", "score", "pval", "log_pval", "padj")},
+                "genes": self._overlapping(test, sets, f, s),
+            }
+        )
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """Return the columns, without any where nothing was added."""
+        parts = self._parts
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
+
+    def _overlapping(
+        self, test: SetTests, sets: sparse.csr_matrix, features: np.ndarray, chosen: np.ndarray
+    ) -> np.ndarray:
+        """List the genes of each set that stand out, those that do most first."""
+        listed = np.empty(len(features), dtype=object)
+        for row, (f, s) in enumerate(zip(features, chosen, strict=True)):
+            hits = sets.indices[sets.indptr[s] : sets.indptr[s + 1]]
+            hits = hits[test.study[f, hits]]
+            listed[row] = SEPARATOR.join(self._genes[hits[np.argsort(-test.strength[f, hits], kind="stable")]])
+        return listed
+
+
+def _error_rates(
+    log_pval: np.ndarray, real: _Tests, permuted: list[_Tests], by_size: list[_Tests]
+) -> dict[str, np.ndarray]:
+    """Compare the p-values of the table with all others, and with those of both nulls."""
+    from ..core.null import empirical_fdr
+    from ..core.statistics import adjusted_among
+
+    rates = {"padj_all": adjusted_among(log_pval, real.log_pval, real.n)}
+    for name, null in (("fdr", permuted), ("fdr_random_sets", by_size)):
+        rates[name] = np.full(len(log_pval), np.nan)
+        if null:
+            by_chance = np.concatenate([run.log_pval for run in null])
+            rates[name] = empirical_fdr(-log_pval, -real.log_pval, -by_chance, len(null))
+    return rates

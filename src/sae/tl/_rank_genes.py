@@ -159,11 +159,12 @@ def _compared(
     """Compare the cells of every feature by either method."""
     from ..core.differential import differential
     from ..core.groups import active_groups, percentile_groups
+    from ..core.moments import scan
     from ..core.wilcoxon import wilcoxon
 
     groups = active_groups(a) if percentile is None else percentile_groups(a, percentile)
     x = expressed.matrix
-    blocks = differential(groups, x, log_base=expressed.log_base, pseudocount=pseudocount, min_cells=min_cells)
+    blocks = differential(groups, x, scan(x), log_base=expressed.log_base, pseudocount=pseudocount, min_cells=min_cells)
     if method == "welch":
         yield from blocks
         return
