@@ -28,10 +28,10 @@ def activity(n=60, h=9, *, seed=1):
 
 def measured(a, x, groups=active_groups, *, block=4):
     made = groups(sparse.csr_matrix(a))
-    blocks = list(group_moments(made, np.arange(a.shape[1]), x, scan(x), block=block))
+    blocks = [part.moments() for part in group_moments(made, np.arange(a.shape[1]), x, scan(x), block=block)]
     return [
-        {name: np.concatenate([vars(part[group])[name] for part in blocks]) for name in ("n", "mean", "variance")}
-        for group in (1, 2)
+        {name: np.concatenate([vars(part)[name] for part in parts]) for name in ("n", "mean", "variance")}
+        for parts in zip(*blocks, strict=True)
     ]
 
 
@@ -98,7 +98,8 @@ def test_spread_within_a_group_that_is_lost_is_counted():
     x[:, 5] = np.where(a[:, 4] > 0, 1e6 + rng.standard_normal(500), 0)
     x = sparse.csr_matrix(x)
     made, genes = active_groups(sparse.csr_matrix(a)), scan(x)
-    [(_, positive, reference)] = group_moments(made, np.array([4]), x, genes, block=4)
+    [block] = group_moments(made, np.array([4]), x, genes, block=4)
+    positive, reference = block.moments()
     assert positive.imprecise() == 1
     assert reference.imprecise() == 0
 

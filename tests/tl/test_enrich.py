@@ -196,7 +196,8 @@ def test_published_procedure(encoded, net):
     members = np.array([encoded.var_names.isin(some) for some in sets.values()])[:, genes.varies]
     groups = percentile_groups(encoded.obsm["sae"], 99)
     features = np.flatnonzero((groups.n_positive >= 3) & (groups.n_reference >= 3))
-    ((_, positive, reference),) = group_moments(groups, features, x, genes, block=len(features))
+    (block,) = group_moments(groups, features, x, genes, block=len(features))
+    positive, reference = block.moments()
     found = concepts(
         positive.of_genes(genes.varies), reference.of_genes(genes.varies), sparse.csr_matrix(members.astype(float))
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .groups import Groups
-from .moments import Genes, Moments, group_moments
+from .moments import Block, Genes, Moments, group_moments
 from .rows import Matrix
 from .statistics import benjamini_hochberg, log2_fold_change, welch
 from .workers import available_threads, in_order
@@ -53,15 +53,13 @@ def differential(
     Blocks of features in order. Genes that are not tested: score 0, p and adjusted p NaN.
     """
 
-    def tested(measured: tuple[np.ndarray, Moments, Moments]) -> Differential:
-        return compare(*measured, genes.varies, log_base=log_base, pseudocount=pseudocount)
+    def tested(block: Block) -> Differential:
+        return compare(block.features, *block.moments(), genes.varies, log_base=log_base, pseudocount=pseudocount)
 
     yield from in_order(tested, measured_groups(groups, x, genes, min_cells), available_threads())
 
 
-def measured_groups(
-    groups: Groups, x: Matrix, genes: Genes, min_cells: int
-) -> Iterator[tuple[np.ndarray, Moments, Moments]]:
+def measured_groups(groups: Groups, x: Matrix, genes: Genes, min_cells: int) -> Iterator[Block]:
     """Measure both groups of all features that have enough cells, in blocks of a size that a thread can work on."""
     if min_cells < 2:
         raise ValueError(f"min_cells={min_cells} is below 2, and one cell has no variance.")

@@ -100,9 +100,21 @@ def scan(x: Matrix) -> Genes:
     return Genes(mean, highest > lowest, np.where(full, mean, 0.0))
 
 
-def group_moments(
-    groups: Groups, features: np.ndarray, x: Matrix, genes: Genes, *, block: int
-) -> Iterator[tuple[np.ndarray, Moments, Moments]]:
+@dataclass(frozen=True)
+class Block:
+    """Some features whose sums are known; their moments are made when they are asked for, by any thread."""
+
+    features: np.ndarray
+    sums: GroupSums
+    positive: slice
+    active: slice
+
+    def moments(self) -> tuple[Moments, Moments]:
+        """Return the moments of the positive and of the reference cells."""
+        return self.sums.moments(self.positive, inside=True), self.sums.moments(self.active, inside=False)
+
+
+def group_moments(groups: Groups, features: np.ndarray, x: Matrix, genes: Genes, *, block: int) -> Iterator[Block]:
     """Measure every gene in the positive and in the reference cells of some features.
 
     Parameters
@@ -120,7 +132,7 @@ def group_moments(
 
     Yields
     ------
-    Features, and the moments of both their groups. The cells are read once for as many features as 1.2 GB of sums allow.
+    Blocks of features. The cells are read once for as many features as 1.2 GB of sums allow.
     """
     g = x.shape[1]
     apart = groups.positive is not groups.active
@@ -133,8 +145,7 @@ def group_moments(
         sums = GroupSums(members, x, genes.shift)
         first = len(chosen) if apart else 0
         for part in row_blocks(len(chosen), block):
-            positive = sums.moments(slice(first + part.start, first + part.stop), inside=True)
-            yield chosen[part], positive, sums.moments(part, inside=False)
+            yield Block(chosen[part], sums, slice(first + part.start, first + part.stop), part)
 
 
 class GroupSums:
@@ -188,19 +199,12 @@ class GroupSums:
 
     def moments(self, groups: slice, *, inside: bool) -> Moments:
         """Return means and variances inside or outside of some groups."""
-        n = self._n_inside[groups, None].astype(np.float64)
+        n = self._n_inside[groups]
         n = n if inside else self._n - n
-        sums = self._sums[:, groups]
-        rest = self._flipped[groups] if inside else ~self._flipped[groups]
-        first, second = (
-            np.where(rest, self._sums[:, -1:, power] - sums[..., power], sums[..., power]).T for power in (0, 1)
-        )
-        with np.errstate(divide="ignore", invalid="ignore"):
-            mean = np.ascontiguousarray(first) / n
-            square = np.ascontiguousarray(second) / n
-            variance = (square - mean**2) * n / (n - 1)
-        constant = ~(variance > ROUNDING * square)
-        return Moments(n, mean + self._shift, np.where(constant, np.where(n > 1, 0.0, np.nan), variance))
+        from_rest = self._flipped[groups] if inside else ~self._flipped[groups]
+        mean, variance = np.empty((2, len(n), len(self._shift)))
+        _finish(self._sums[:, groups], self._sums[:, -1], from_rest, n, self._shift, mean, variance)
+        return Moments(n[:, None].astype(np.float64), mean, variance)
 
 
 def _smaller_sides(members: sparse.csr_matrix, flipped: np.ndarray) -> sparse.csr_matrix:
@@ -249,3 +253,24 @@ def _add_dense(low, high, values, starts, features, sums):
                 feature = features[p]
                 of_gene[feature, 0] += value
                 of_gene[feature, 1] += square
+
+
+@_compiled
+def _finish(sums, totals, from_rest, n, shift, mean, variance):
+    """Turn the sums of a side, or of all cells less it, into moments (groups, genes)."""
+    for gene in range(sums.shape[0]):
+        for f in range(n.size):
+            first, second = sums[gene, f, 0], sums[gene, f, 1]
+            if from_rest[f]:
+                first, second = totals[gene, 0] - first, totals[gene, 1] - second
+            if n[f] == 0:
+                mean[f, gene] = np.nan
+                variance[f, gene] = np.nan
+                continue
+            centre, square = first / n[f], second / n[f]
+            spread = square - centre * centre
+            mean[f, gene] = centre + shift[gene]
+            if n[f] == 1:
+                variance[f, gene] = np.nan
+            else:
+                variance[f, gene] = spread * n[f] / (n[f] - 1) if spread > ROUNDING * square else 0.0

@@ -12,7 +12,7 @@ from .decoupled import SetScores, aucell, gsea, ulm
 from .differential import Differential, compare, measured_groups
 from .enrichment import count_overlaps, over_representation, rank_sets
 from .groups import Groups
-from .moments import Genes, Moments
+from .moments import Block, Genes, Moments
 from .rows import Matrix
 from .scfeaturelens import concepts
 from .statistics import benjamini_hochberg
@@ -95,9 +95,9 @@ def set_tests(
     """
     counted = slice(None) if genes.varies.all() else np.flatnonzero(genes.varies)
 
-    def tested(measured: tuple[np.ndarray, Moments, Moments]) -> tuple[np.ndarray, list[list[SetTests]]]:
-        features, positive, reference = measured
-        positive, reference = positive.of_genes(counted), reference.of_genes(counted)
+    def tested(measured: Block) -> tuple[np.ndarray, list[list[SetTests]]]:
+        features = measured.features
+        positive, reference = (group.of_genes(counted) for group in measured.moments())
         if method.name == "scfeaturelens":
             return features, [by_scfeaturelens(positive, reference, sets) for sets in all_sets]
         everywhere = np.ones(positive.mean.shape[1], dtype=bool)
