@@ -352,7 +352,7 @@ CASES = {
     "enrich: n_sets < 1": Case(enrich(n_sets=0), ValueError, r"n_sets=0 is below 1"),
     "enrich: min_cells < 2": Case(enrich(min_cells=1), ValueError, r"min_cells=1 is below 2"),
     "enrich: unknown method": Case(
-        enrich(method="gsea"), ValueError, r"method='gsea' is not one of 'ora', 'mannwhitney', 'ulm'"
+        enrich(method="viper"), ValueError, r"method='viper' is not one of 'ora', 'mannwhitney', 'ulm'"
     ),
     "enrich: repeated genes": Case(
         enrich(), ValueError, r"occur more than once", put("var_names", None, lambda a: ["g1", *a.var_names[1:]])

@@ -287,8 +287,8 @@ def enrichment(
     >>> sae.tl.fit(adata, n_features=32, steps=200)
     >>> sae.tl.encode(adata)
     >>> sae.tl.enrich(adata, sae.datasets.immune_markers())
-    >>> sae.get.enrichment(adata, 0, direction="up", n=1).shape
-    (1, 11)
+    >>> len(sae.get.enrichment(adata, 0, direction="up", n=1))
+    1
     """
     _check_direction(direction)
     table = _rows_of(_schema.table(holder(data, mod), key, "enrichment"), feature, data, key, mod)
