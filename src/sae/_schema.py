@@ -29,6 +29,7 @@ LABELS = (
 )  # fmt: skip
 LABEL_SUMMARY = (
     "groupby", "label", "source", "n_cells", "selected", "agreement", "selection_auroc", "held_out_auroc", "held_out_sd",
+    "held_out_f1", "difference", "ci_low", "ci_high",
 )  # fmt: skip
 MADE_BY = {
     "genes": "rank_genes", "enrichment": "enrich", "labels": "score_labels", "label_summary": "score_labels",

@@ -6,7 +6,7 @@ from scipy import sparse, stats
 from sklearn.metrics import f1_score, roc_auc_score
 
 from sae.core import labels as core
-from sae.core.labels import cross_fit, donor_halves, score_labels, stratified_halves, trend
+from sae.core.labels import cross_fit, difference, donor_halves, score_labels, stratified_halves, trend
 
 
 def activations(n=60, h=5, *, density=0.4, tied=False, seed=0):
@@ -185,44 +185,51 @@ def test_cross_fitted_scores_are_those_of_a_loop_over_halves(made, stored):
             np.testing.assert_allclose(found.f1[label, feature], np.mean(f1), rtol=1e-12)
 
 
-@pytest.mark.parametrize("signed", [False, True])
-def test_the_chosen_column_is_the_best_of_the_half_that_chose(signed):
-    x = np.random.default_rng(3).normal(size=(60, 7))
+def test_the_chosen_column_is_the_best_of_the_half_that_chose():
+    x = np.random.default_rng(3).exponential(size=(60, 7))
     codes = labels()
-    x[codes == 1, 4] -= 3
+    x[codes == 1, 4] += 3
     halves = stratified_halves(codes, 3, np.random.default_rng(0))
-    found = cross_fit(x, codes, 3, halves, signed=signed)
+    found = cross_fit(sparse.csr_matrix(x), codes, 3, halves)
     for split, half in enumerate(halves):
         for p in range(2):
             for label in range(3):
                 choosing, inside = half == p, codes == label
                 aurocs = np.array([roc_auc_score(inside[choosing], column) for column in x[choosing].T])
-                strength = np.maximum(aurocs, 1 - aurocs) if signed else aurocs
-                best = strength.argmax()
+                best = found.chosen[split, p, label]
                 expected = roc_auc_score(inside[~choosing], x[~choosing, best])
-                if signed and aurocs[best] < 0.5:
-                    expected = 1 - expected
-                assert found.chosen[split, p, label] == best
-                np.testing.assert_allclose(found.selection_auroc[split, p, label], strength[best], rtol=1e-12)
+                threshold = best_threshold(inside[choosing], x[choosing, best])
+                f1 = f1_score(inside[~choosing], x[~choosing, best] >= threshold)
+                np.testing.assert_allclose(aurocs[best], aurocs.max(), rtol=1e-12)
+                np.testing.assert_allclose(found.selection_auroc[split, p, label], aurocs[best], rtol=1e-12)
                 np.testing.assert_allclose(found.held_out_auroc[split, p, label], expected, rtol=1e-12)
-    assert (found.chosen[:, :, 1] == 4).all() == signed
+                np.testing.assert_allclose(found.held_out_f1[split, p, label], f1, rtol=1e-12)
+    assert (found.chosen[:, :, 1] == 4).all()
 
 
-@pytest.mark.parametrize("signed", [False, True])
-def test_with_random_labels_the_best_column_scores_one_half_on_the_other_cells(signed):
+def test_with_random_labels_the_best_column_scores_one_half_on_the_other_cells():
     """The mean over 40 draws of labels, within 4 of its standard errors; on the choosing half it is far above."""
     a = activations(n=120, h=40, density=0.5)
     held_out, selection = [], []
     for seed in range(40):
         rng = np.random.default_rng(seed)
         codes = rng.permutation(np.arange(120) % 3)
-        fit = cross_fit(sparse.csr_matrix(a), codes, 3, stratified_halves(codes, 5, rng), signed=signed)
+        fit = cross_fit(sparse.csr_matrix(a), codes, 3, stratified_halves(codes, 5, rng))
         held_out.append(fit.held_out_auroc.mean())
         selection.append(fit.selection_auroc.mean())
     error = np.std(held_out, ddof=1) / np.sqrt(len(held_out))
     assert error < 0.01
     assert abs(np.mean(held_out) - 0.5) < 4 * error
     assert np.mean(selection) > 0.6
+
+
+def test_difference_of_means_and_its_interval_are_those_of_scipy():
+    x, inside = np.random.default_rng(0).normal(size=50), np.arange(50) < 12
+    expected = stats.ttest_ind(x[inside], x[~inside], equal_var=False).confidence_interval()
+    np.testing.assert_allclose(
+        difference(x, inside), [x[inside].mean() - x[~inside].mean(), expected.low, expected.high], rtol=1e-10
+    )
+    assert np.isnan(difference(x, np.arange(50) == 3)[1:]).all(), "one cell has no spread"
 
 
 def test_feature_active_in_one_half_only():

@@ -34,6 +34,10 @@ SUMMARY = {
     "selection_auroc": "float64",
     "held_out_auroc": "float64",
     "held_out_sd": "float64",
+    "held_out_f1": "float64",
+    "difference": "float64",
+    "ci_low": "float64",
+    "ci_high": "float64",
 }
 
 
@@ -259,11 +263,16 @@ def test_summary(encoded):
     assert sae.get.label_summary(encoded, source="representation")["selected"].str.startswith("X_pca_").all()
     assert summary["agreement"].between(0.1, 1).all() and summary["held_out_sd"].between(0, 0.3).all()
     assert summary["held_out_auroc"].mean() < summary["selection_auroc"].mean()
+    assert summary["held_out_f1"].between(0, 1).all() and summary["held_out_f1"].max() > 0.8
+    assert (summary["ci_low"] < summary["difference"]).all() and (summary["difference"] < summary["ci_high"]).all()
+    assert (summary["ci_low"] > 0).mean() > 0.8, "components are taken in the direction that is higher in the label"
     b_cells = sae.get.label_summary(encoded, label="CD19+ B", source="gene").iloc[0]
     assert b_cells["selected"] in ("CD79A", "CD79B", "CD74", "HLA-DRA", "MS4A1")
     # The summary agrees with the scores of the feature on all cells.
     best = sae.get.labels(encoded, label="CD19+ B").iloc[0]
     row = sae.get.label_summary(encoded, label="CD19+ B", source="feature").iloc[0]
+    same = ["difference", "ci_low", "ci_high"]
+    np.testing.assert_allclose(row[same].astype(float), best[same].astype(float), rtol=1e-6)
     assert row["selected"] == best["feature"] and row["held_out_auroc"] == pytest.approx(best["auroc"], abs=0.05)
 
 

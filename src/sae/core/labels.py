@@ -49,6 +49,8 @@ class CrossFit:
     """(splits, 2, labels): its AUROC on the half that it was chosen on."""
     held_out_auroc: np.ndarray
     """(splits, 2, labels): its AUROC on the other half."""
+    held_out_f1: np.ndarray
+    """(splits, 2, labels): its F1 on the other half, at the threshold that is best on that one."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,17 @@ def score_labels(a: sparse.csr_matrix, codes: np.ndarray, n_labels: int) -> Labe
     return LabelScores(auroc, f1, mean_in - mean_out, low, high, pval, error)
 
 
+def difference(x: np.ndarray, inside: np.ndarray) -> tuple[float, float, float]:
+    """Mean of `x` (n,) inside minus outside, and its 95 % confidence interval by Welch's t."""
+    one, rest = x[inside].astype(np.float64), x[~inside].astype(np.float64)
+    moments = []
+    for part in (one, rest):
+        variance = part.var(ddof=1) if len(part) > 1 else np.nan
+        moments += [np.array(part.mean()), np.array(variance), np.array(len(part))]
+    low, high = welch_interval(*moments)
+    return one.mean() - rest.mean(), float(low), float(high)
+
+
 def stratified_halves(codes: np.ndarray, n_splits: int, rng: np.random.Generator) -> np.ndarray:
     """Divide the cells of every label evenly: (n_splits, n) of 0 and 1, an odd cell going to either half."""
     halves = np.empty((n_splits, len(codes)), dtype=np.int64)
@@ -129,14 +142,12 @@ def cross_fit(
     n_labels: int,
     halves: np.ndarray,
     *,
-    signed: bool = False,
     on_block: Callable[[int], object] | None = None,
 ) -> CrossFit:
     """Choose on one half of the cells and score on the other, both ways, for several divisions of the cells.
 
     What is chosen: the direction of a column (AUROC below ½ is turned round) and its threshold of highest F1, for every
-    label; and for each label the best column, by AUROC, or by max(AUROC, 1 − AUROC) where `signed`. A threshold is a value
-    of the choosing half; where none finds a cell of the label, nothing is predicted and F1 is 0.
+    label; and for each label the best column, by AUROC. A threshold is a value of the choosing half; where none finds a cell of the label, nothing is predicted and F1 is 0.
 
     Parameters
     ----------
@@ -146,15 +157,14 @@ def cross_fit(
         (n,) label of each cell, 0 ... n_labels − 1.
     halves
         (splits, n) of 0 and 1.
-    signed
-        Choose columns that are lower in the label as well.
     on_block
         Is told the number of columns that are done.
     """
     n_splits, h = len(halves), x.shape[1]
     auroc, f1 = np.zeros((h, n_labels)), np.zeros((h, n_labels))
     chosen = np.full((n_splits, 2, n_labels), -1)
-    strength, scores, held_out = (np.full((n_splits, 2, n_labels), value) for value in (-np.inf, np.nan, np.nan))
+    strength = np.full((n_splits, 2, n_labels), -np.inf)
+    scores, held_out, held_out_f1 = (np.full((n_splits, 2, n_labels), np.nan) for _ in range(3))
     # A kernel is compiled anew for every memory layout.
     codes, halves = np.ascontiguousarray(codes), np.ascontiguousarray(halves)
     pairs, valid = _pairs(codes, n_labels, halves)
@@ -166,20 +176,19 @@ def cross_fit(
             turned = np.where(found < 0.5, 1 - found[:, ::-1], found[:, ::-1])
             auroc[columns] += np.where(valid[split], turned.mean(axis=1), 0)
             f1[columns] += np.where(valid[split], crossed.mean(axis=1), 0)
-            directed = np.maximum(found, 1 - found) if signed else found
-            best = directed.argmax(axis=0)[None]
-            top, out = (
-                np.take_along_axis(values, best, axis=0)[0]
-                for values in (directed, turned if signed else found[:, ::-1])
+            best = found.argmax(axis=0)[None]
+            top, out, out_f1 = (
+                np.take_along_axis(values, best, axis=0)[0] for values in (found, found[:, ::-1], crossed)
             )
             better = valid[split] & (top > strength[split])
-            for kept, new in ((strength, top), (scores, top), (held_out, out), (chosen, columns.start + best[0])):
+            news = (top, top, out, out_f1, columns.start + best[0])
+            for kept, new in zip((strength, scores, held_out, held_out_f1, chosen), news, strict=True):
                 kept[split] = np.where(better, new, kept[split])
         if on_block is not None:
             on_block(columns.stop - columns.start)
     with np.errstate(invalid="ignore"):
         n_valid = valid.sum(axis=0)
-        return CrossFit((auroc / n_valid).T, (f1 / n_valid).T, chosen, scores, held_out)
+        return CrossFit((auroc / n_valid).T, (f1 / n_valid).T, chosen, scores, held_out, held_out_f1)
 
 
 def trend(a: sparse.csr_matrix, codes: np.ndarray, n_labels: int) -> Trend:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
 from .. import _schema
 from .._data import Data, Holder, columns_in_order, expression, holder, listing, representation
@@ -100,7 +101,8 @@ def score_labels(
     * `uns[key]["label_summary"]`, a row per label and source (`"feature"`; `"gene"` and `"representation"` are the baselines):
       `n_cells`; `selected`, the one most often chosen, and `agreement`, its share of the 2 `n_splits` choices;
       `selection_auroc`, the mean on the halves that chose; `held_out_auroc`, the mean on the other halves, and `held_out_sd`,
-      its standard deviation over divisions;
+      its standard deviation over divisions; `held_out_f1`, likewise; `difference`, `ci_low` and `ci_high` of the selected one on
+      all cells, in its own units;
     * in `uns[key]["features"]` the columns `{groupby}_label` (with the highest AUROC on all cells), `{groupby}_auroc` and
       `{groupby}_scope`; with `order`, `{groupby}_trend` (`"rising"` or `"falling"` where the mean activation does so at every
       step, else `"none"`), `{groupby}_trend_score` (z of the Jonckheere-Terpstra test, positive for rising) and
@@ -165,9 +167,8 @@ def score_labels(
     fits = []
     with progress_bar(sum(len(source.names) for source in sources), "labels", "column", shown=progress) as bar:
         for source in sources:
-            rows, signed = source.rows, source.name == "representation"
-            fit = cross_fit(source.matrix, codes[rows], len(names), halves[:, rows], signed=signed, on_block=bar.update)
-            fits.append(fit)
+            rows = source.rows
+            fits.append(cross_fit(source.matrix, codes[rows], len(names), halves[:, rows], on_block=bar.update))
 
     silent = a.getnnz(axis=0) == 0
     scope = _scope(scores, silent, scopes)
@@ -183,7 +184,7 @@ def score_labels(
     new = {
         "features": stored["features"].drop(columns=stale, errors="ignore").assign(**columns),
         "labels": _table(scores, fits[0], padj, features, groupby, names),
-        "label_summary": _summary(sources, fits, np.bincount(codes), groupby, names),
+        "label_summary": _summary(sources, fits, codes, groupby, names),
     }
     for name in ("labels", "label_summary"):
         new[name] = _schema.replace_rows(stored.get(name), new[name], {"groupby": groupby})
@@ -232,7 +233,10 @@ def _baselines(
     x = dense_rows(x, slice(None)) if on_disk(x) or x.min() < 0 else x
     if len(names) == 0:
         names = [f"{encoded['layer'] or encoded['use_rep']}_{i}" for i in range(x.shape[1])]
-    return [genes, Source("representation", x[known], pd.Index(names), slice(None))]
+    x, columns = x[known], pd.Index(names)
+    if not sparse.issparse(x):
+        x, columns = np.hstack([x, -x]), columns.append(columns)
+    return [genes, Source("representation", x, columns, slice(None))]
 
 
 def _halves(
@@ -318,16 +322,20 @@ def _table(
 
 
 def _summary(
-    sources: list[Source], fits: list[CrossFit], n_cells: np.ndarray, groupby: str, names: pd.Index
+    sources: list[Source], fits: list[CrossFit], codes: np.ndarray, groupby: str, names: pd.Index
 ) -> pd.DataFrame:
     """Make a row per label and source."""
-    label_codes, source_codes = np.divmod(np.arange(len(names) * len(sources)), len(sources))
-    rows = [_chosen(sources[j], fits[j], i) for i, j in zip(label_codes, source_codes, strict=True)]
+    by_source = [
+        [_chosen(source, fit, codes[source.rows], label) for label in range(len(names))]
+        for source, fit in zip(sources, fits, strict=True)
+    ]
+    rows = [row for of_label in zip(*by_source, strict=True) for row in of_label]
+    label_codes, source_codes = np.divmod(np.arange(len(rows)), len(sources))
     columns = {
         "groupby": np.zeros(len(rows), dtype=np.int64),
         "label": label_codes,
         "source": source_codes,
-        "n_cells": n_cells[label_codes],
+        "n_cells": np.bincount(codes)[label_codes],
         **{
             name: np.array([row[name] for row in rows], dtype=object if name == "selected" else None)
             for name in rows[0]
@@ -341,22 +349,29 @@ def _summary(
     return _schema.tidy(columns, _schema.LABEL_SUMMARY, categories)
 
 
-def _chosen(source: Source, fit: CrossFit, label: int) -> dict[str, object]:
+def _chosen(source: Source, fit: CrossFit, codes: np.ndarray, label: int) -> dict[str, object]:
     """Summarise the choices of one label over the splits that have it in both halves."""
+    from ..core.labels import difference
+
     chosen = fit.chosen[:, :, label]
     scored = chosen[:, 0] >= 0
     if not scored.any():
-        return {"selected": None} | dict.fromkeys(
-            ("agreement", "selection_auroc", "held_out_auroc", "held_out_sd"), np.nan
-        )
+        return {"selected": None} | dict.fromkeys(_schema.LABEL_SUMMARY[5:], np.nan)
     columns, counts = np.unique(chosen[scored], return_counts=True)
+    best = columns[counts.argmax()]
+    values = source.matrix[:, [best]]
     held_out = fit.held_out_auroc[scored, :, label].mean(axis=1)
+    apart, low, high = difference(dense_rows(values, slice(None)).ravel(), codes == label)
     return {
-        "selected": str(source.names[columns[counts.argmax()]]),
+        "selected": str(source.names[best]),
         "agreement": counts.max() / counts.sum(),
         "selection_auroc": fit.selection_auroc[scored, :, label].mean(),
         "held_out_auroc": held_out.mean(),
         "held_out_sd": held_out.std(ddof=1) if len(held_out) > 1 else np.nan,
+        "held_out_f1": fit.held_out_f1[scored, :, label].mean(),
+        "difference": apart,
+        "ci_low": low,
+        "ci_high": high,
     }
 
 
