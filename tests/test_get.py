@@ -146,6 +146,93 @@ def test_enrichment_by_direction_and_collection(analysed):
     assert strength.groupby(ties["pval"]).apply(lambda part: part.is_monotonic_decreasing).all()
 
 
+def stored_sets(adata, rows):
+    """Put gene sets in place of those that were found: feature, direction, p-value, genes; by number, best first."""
+    columns = {name: np.zeros(len(rows)) for name in ("overlap", "size", "score", "padj", "fdr")}
+    table = pd.DataFrame(rows, columns=["feature", "direction", "pval", "genes"]).assign(**columns)
+    table["gene_set"], table["collection"] = [f"set {i}" for i in range(len(rows))], "made up"
+    categorical = ["feature", "direction", "genes", "gene_set", "collection"]
+    adata.uns["sae"]["enrichment"] = table.astype(dict.fromkeys(categorical, "category"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "kept"),
+    [
+        pytest.param([("sae_0", "up", 1, "A;B;C"), ("sae_0", "up", 2, "C;A")], [0], id="nested"),
+        pytest.param([("sae_0", "up", 2, "A;B;C"), ("sae_0", "up", 1, "C;A")], [1, 0], id="the smaller is better"),
+        pytest.param([("sae_0", "up", 1, "A;B"), ("sae_0", "up", 2, "B;A")], [0], id="the same genes"),
+        pytest.param([("sae_0", "up", 1, "A;B"), ("sae_0", "up", 2, "B;C")], [0, 1], id="shared in part"),
+        pytest.param(
+            [("sae_0", "up", 1, "A"), ("sae_0", "up", 2, "B"), ("sae_0", "up", 3, "A;B")], [0, 1, 2], id="two"
+        ),
+        pytest.param([("sae_0", "up", 1, "A"), ("sae_0", "down", 2, "A")], [0, 1], id="direction"),
+        pytest.param([("sae_0", "up", 1, "A"), ("sae_1", "up", 2, "A")], [0, 1], id="feature"),
+        pytest.param(
+            [("sae_0", "up", 1, ""), ("sae_0", "up", 2, ""), ("sae_0", "up", 3, "A")], [0, 1, 2], id="no gene"
+        ),
+        pytest.param([("sae_0", "up", 1, "CD8A"), ("sae_0", "up", 2, "CD8")], [0, 1], id="part of a name"),
+    ],
+)
+def test_sets_whose_genes_a_better_one_has_are_redundant(analysed, rows, kept):
+    stored_sets(analysed, rows)
+    table = sae.get.enrichment(analysed, redundant=False)
+    assert table["gene_set"].tolist() == [f"set {i}" for i in kept]
+    assert len(sae.get.enrichment(analysed)) == len(rows)
+
+
+def test_redundant_sets_beside_a_plain_loop(analysed):
+    rng = np.random.default_rng(0)
+    rows = [
+        (
+            f"sae_{rng.integers(3)}",
+            str(rng.choice(["up", "down"])),
+            pval,
+            ";".join(rng.permutation(list("ABCDE"))[:size]),
+        )
+        for pval, size in zip(rng.random(300), rng.integers(6, size=300), strict=True)
+    ]
+    stored_sets(analysed, rows)
+    expected, kept = [], []
+    for number in sorted(range(len(rows)), key=lambda i: rows[i][2]):
+        feature, direction, _, genes = rows[number]
+        same = [k for f, d, k in kept if (f, d) == (feature, direction)]
+        if genes == "" or not any(all(gene in better for gene in genes.split(";")) for better in same):
+            kept.append((feature, direction, genes.split(";")))
+            expected.append(f"set {number}")
+    table = sae.get.enrichment(analysed, redundant=False)
+    assert table["gene_set"].tolist() == expected
+    assert 10 < len(expected) < 200
+    first = sae.get.enrichment(analysed, "sae_1", direction="up", redundant=False, n=8)
+    up = table[(table["feature"] == "sae_1") & (table["direction"] == "up")]
+    assert first["gene_set"].tolist() == up["gene_set"].tolist()[:8]
+
+
+def test_redundant_among_the_sets_that_are_asked_for(analysed):
+    stored_sets(analysed, [("sae_0", "up", 0.1, "A;B"), ("sae_0", "up", 0.2, "A")])
+    table = analysed.uns["sae"]["enrichment"]
+    table["collection"] = pd.Categorical(["go", "markers"])
+    assert sae.get.enrichment(analysed, redundant=False)["gene_set"].tolist() == ["set 0"]
+    assert sae.get.enrichment(analysed, collection="markers", redundant=False)["gene_set"].tolist() == ["set 1"]
+    table["padj"] = [0.9, 0.01]
+    assert sae.get.enrichment(analysed, max_padj=0.05, redundant=False)["gene_set"].tolist() == ["set 1"]
+    table["modality"] = pd.Categorical(["rna", "adt"])
+    assert len(sae.get.enrichment(analysed, redundant=False)) == 2
+
+
+def test_redundant_sets_of_real_genes(analysed):
+    markers = ["CD79A", "CD79B", "MS4A1", "CD74", "HLA-DRA", "IGJ"]
+    nested = {f"b {n}": markers[:n] for n in range(3, 7)}
+    sae.tl.enrich(analysed, nested, min_size=3, collection="nested", progress=False)
+    whole = sae.get.enrichment(analysed, collection="nested", direction="up")
+    reduced = sae.get.enrichment(analysed, collection="nested", direction="up", redundant=False)
+    assert len(reduced) < len(whole)
+    assert set(reduced["feature"]) == set(whole["feature"])
+    best = whole.drop_duplicates("feature").reset_index(drop=True)
+    pd.testing.assert_frame_equal(
+        reduced.drop_duplicates("feature").reset_index(drop=True), best, check_categorical=False
+    )
+
+
 def test_labels_by_groupby_and_label(analysed):
     assert set(sae.get.labels(analysed, groupby="phase")["label"]) == {"G1", "S", "G2M"}
     table = sae.get.labels(analysed, groupby="bulk_labels", label="CD19+ B")

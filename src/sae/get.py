@@ -246,7 +246,7 @@ def genes(
     table = _of(table, "modality", modality)
     if direction is not None:
         table = table[table["score"] > 0 if direction == "up" else table["score"] < 0]
-    return _best(table, ["score"], [direction == "down"], max_padj, n)
+    return _head(_sorted(table, ["score"], [direction == "down"], max_padj), n)
 
 
 def enrichment(
@@ -257,6 +257,7 @@ def enrichment(
     direction: str | None = None,
     modality: str | None = None,
     max_padj: float | None = None,
+    redundant: bool = True,
     n: int | None = None,
     key: str = "sae",
     mod: str | None = None,
@@ -277,6 +278,10 @@ def enrichment(
         Only variables of this modality, of a MuData.
     max_padj
         Only sets with an adjusted p-value up to this.
+    redundant
+        With `False`, a set is left out when all its genes that stand out (`genes`) are among those of one better set, of the
+        same feature and direction, that is not itself left out: nested sets are told once. Sets are compared with all others
+        that are asked for, of whatever collection; those without a gene that stands out are kept.
     n
         At most so many sets per feature.
 
@@ -287,7 +292,7 @@ def enrichment(
     >>> sae.tl.fit(adata, n_features=32, steps=200)
     >>> sae.tl.encode(adata)
     >>> sae.tl.enrich(adata, sae.datasets.immune_markers())
-    >>> len(sae.get.enrichment(adata, 0, direction="up", n=1))
+    >>> len(sae.get.enrichment(adata, 0, direction="up", redundant=False, n=1))
     1
     """
     _check_direction(direction)
@@ -296,9 +301,9 @@ def enrichment(
     table = _of(table, "collection", collection)
     if direction is not None:
         table = table[table["direction"] == direction]
-    return _best(table.assign(strength=table["score"].abs()), ["pval", "strength"], [True, False], max_padj, n).drop(
-        columns="strength"
-    )
+    table = table.assign(strength=table["score"].abs())
+    table = _sorted(table, ["pval", "strength"], [True, False], max_padj).drop(columns="strength")
+    return _head(table if redundant else table[~_covered(table)], n)
 
 
 def labels(
@@ -341,7 +346,7 @@ def labels(
     """
     table = _rows_of(_schema.table(holder(data, mod), key, "labels"), feature, data, key, mod)
     table = _of(_of(table, "groupby", groupby), "label", label)
-    return _best(table, ["auroc"], [False], max_padj, n)
+    return _head(_sorted(table, ["auroc"], [False], max_padj), n)
 
 
 def label_summary(
@@ -407,16 +412,35 @@ def _rows_of(table: pd.DataFrame, feature: Features, data: Data, key: str, mod: 
     return table[table["feature"].isin(names[_schema.resolve(feature, names)])]
 
 
-def _best(
-    table: pd.DataFrame, by: Sequence[str], ascending: Sequence[bool], max_padj: float | None, n: int | None
-) -> pd.DataFrame:
-    """Sort, best first, and keep the significant and at most `n` of each feature."""
+def _sorted(table: pd.DataFrame, by: Sequence[str], ascending: Sequence[bool], max_padj: float | None) -> pd.DataFrame:
+    """Keep the significant rows, best first."""
     if max_padj is not None:
         table = table[table["padj"] <= max_padj]
-    table = table.sort_values(list(by), ascending=list(ascending), kind="stable")
+    return table.sort_values(list(by), ascending=list(ascending), kind="stable")
+
+
+def _head(table: pd.DataFrame, n: int | None) -> pd.DataFrame:
+    """Keep the first `n` rows of each feature."""
     if n is not None:
         table = table[table.groupby("feature", observed=True).cumcount() < n]
     return _plain(table)
+
+
+def _covered(table: pd.DataFrame) -> np.ndarray:
+    """Mark gene sets whose overlapping genes are all among those of one better set that is kept, in a sorted table."""
+    overlaps = table["genes"].cat.remove_unused_categories().cat
+    listed = [frozenset(genes.split(";")) if genes else frozenset() for genes in overlaps.categories]
+    codes = overlaps.codes.to_numpy()
+    covered = np.zeros(len(table), dtype=bool)
+    compared = [name for name in ("feature", "direction", "modality") if name in table]
+    for rows in table.groupby(compared, observed=True, dropna=False).indices.values():
+        kept: list[frozenset[str]] = []
+        for row in rows:
+            genes = listed[codes[row]]
+            covered[row] = bool(genes) and any(genes <= better for better in kept)
+            if not covered[row]:
+                kept.append(genes)
+    return covered
 
 
 def _plain(table: pd.DataFrame) -> pd.DataFrame:
