@@ -21,7 +21,7 @@ STATISTICS = ("n_cells", "density", "mean", "max", "dead")
 GENES = ("feature", "gene", "score", "log2fc", "pval", "padj")
 ENRICHMENT = (
     "feature", "collection", "gene_set", "direction", "overlap", "size", "score", "pval", "padj", "padj_all", "fdr",
-    "fdr_random_sets", "genes",
+    "genes",
 )  # fmt: skip
 LABELS = (
     "feature", "groupby", "label", "auroc", "f1", "held_out_auroc", "held_out_f1", "difference", "ci_low", "ci_high",

@@ -81,15 +81,17 @@ def enrich(
     The decoupler package does `"ulm"`, `"gsea"` and `"aucell"`; weights of the net matter for `"ulm"` only.
 
     P-values are adjusted by Benjamini-Hochberg over the sets of each feature (for `"ora"` in each direction), `padj`, and over
-    all features, sets and directions, `padj_all`. All these p-values take genes as independent, which those of a real set are not.
-    Two nulls show what that is worth, each `n_null` times:
+    all features, sets and directions, `padj_all`. All these p-values take genes as independent and as equally likely to stand out,
+    which those of a real set are not. Two nulls, each `n_null` times, show what that is worth:
 
-    * Cells are permuted: each has the activations of a random other one (of its `batch`). Correlated genes and sets stay as they
-      are, and nothing is there to be found. `fdr` is the number of p-values up to this one that a permutation gives, over all
-      features, sets and directions, plus one, as a share of the number found (made monotone; Tusher et al. 2001,
-      doi:10.1073/pnas.091062498). This is the column to trust.
-    * Sets are random: their genes are exchanged for others with a similar mean expression. `fdr_random_sets` is their share among
-      sets with p-values as low; a set that passes is more than a set of its size and expression.
+    * Permuted cells: each has the activations of a random other one (of its `batch`). Correlated genes and sets stay as they
+      are, and nothing is there to be found.
+    * Random sets: the genes of all sets are exchanged for others with a similar mean expression. The features stay as they are,
+      and nothing about the sets is there to be found but their size and expression.
+
+    `fdr` is the number of p-values up to this one that a null gives, the one that gives more, over all features, sets and
+    directions, plus one, as a share of the number found (made monotone; Tusher et al. 2001, doi:10.1073/pnas.091062498). This is
+    the column to trust.
 
     Parameters
     ----------
@@ -125,8 +127,8 @@ def enrich(
     n_sets
         Gene sets to store per feature and direction, best first; None for all. P-values are adjusted over all of them.
     n_null
-        Permutations of the cells, each of which takes as long as the test itself, and draws of random sets. 0 for none:
-        `fdr` and `fdr_random_sets` are NaN.
+        Permutations of the cells, each of which takes as long as the test itself, and draws of random sets. 0 for none: `fdr` is
+        NaN.
     batch
         Column of `obs`: cells are permuted within each of its values.
     min_cells
@@ -145,7 +147,7 @@ def enrich(
     * `uns[key]["enrichment"]`, a row per feature, gene set and direction with at least one gene of the set
       standing out (for methods that score all genes, any): `feature`, `collection`, `gene_set`, `direction`, `overlap` (genes of
       the set that stand out), `size` (measured genes of the set), `score`, `pval`, `padj`, `padj_all`, `fdr`,
-      `fdr_random_sets`, `genes` (the overlapping genes, largest absolute t first, separated by ";"), and `modality` for a MuData;
+      `genes` (the overlapping genes, largest absolute t first, separated by ";"), and `modality` for a MuData;
     * `uns[key]["enrichment_null"]`, a row per collection: the share of all features with a gene set at `padj` ≤ `max_padj`
       (`annotated`; for `"scfeaturelens"` with one that is stored), the same with permuted cells (`annotated_permuted`) and random
       sets (`annotated_random_sets`), and the share with `fdr` ≤ `max_padj` (`annotated_fdr`);
@@ -418,10 +420,8 @@ def _error_rates(
     from ..core.null import empirical_fdr
     from ..core.statistics import adjusted_among
 
-    rates = {"padj_all": adjusted_among(log_pval, real.log_pval, real.n)}
-    for name, null in (("fdr", permuted), ("fdr_random_sets", by_size)):
-        rates[name] = np.full(len(log_pval), np.nan)
-        if null:
-            by_chance = np.concatenate([run.log_pval for run in null])
-            rates[name] = empirical_fdr(-log_pval, -real.log_pval, -by_chance, len(null))
+    rates = {"padj_all": adjusted_among(log_pval, real.log_pval, real.n), "fdr": np.full(len(log_pval), np.nan)}
+    if permuted:
+        nulls = [-np.concatenate([run.log_pval for run in null]) for null in (permuted, by_size)]
+        rates["fdr"] = empirical_fdr(-log_pval, -real.log_pval, nulls, len(permuted))
     return rates
