@@ -23,6 +23,7 @@ ENRICHMENT = (
     "feature", "collection", "gene_set", "direction", "overlap", "size", "score", "pval", "padj", "padj_all", "fdr",
     "genes",
 )  # fmt: skip
+ANNOTATED = ("annotated", "annotated_fdr", "annotated_permuted", "annotated_random_sets")
 LABELS = (
     "feature", "groupby", "label", "auroc", "f1", "held_out_auroc", "held_out_f1", "difference", "ci_low", "ci_high",
     "pval", "padj",

@@ -59,12 +59,15 @@ def differential(
     yield from in_order(tested, measured_groups(groups, x, genes, min_cells), available_threads())
 
 
-def measured_groups(groups: Groups, x: Matrix, genes: Genes, min_cells: int) -> Iterator[Block]:
+def measured_groups(
+    groups: Groups, x: Matrix, genes: Genes, min_cells: int, *, most: int | None = None
+) -> Iterator[Block]:
     """Measure both groups of all features that have enough cells, in blocks of a size that a thread can work on."""
     if min_cells < 2:
         raise ValueError(f"min_cells={min_cells} is below 2, and one cell has no variance.")
     features = np.flatnonzero((groups.n_positive >= min_cells) & (groups.n_reference >= min_cells))
-    return group_moments(groups, features, x, genes, block=max(1, BLOCK_VALUES // max(x.shape[1], 1)))
+    block = max(1, BLOCK_VALUES // max(x.shape[1], 1))
+    return group_moments(groups, features, x, genes, block=block if most is None else min(block, most))
 
 
 def compare(

@@ -11,7 +11,7 @@ from scipy import sparse, special
 
 from .moments import chunks
 from .rows import Matrix
-from .statistics import average_ranks, benjamini_hochberg
+from .statistics import average_ranks
 
 _compiled: Any = njit(nogil=True, cache=True)
 
@@ -25,7 +25,6 @@ class OverRepresentation:
     pval: np.ndarray
     log_pval: np.ndarray
     """Natural logarithm of p, also where p itself is too small for a float."""
-    padj: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -39,15 +38,14 @@ class RankedSets:
     pval: np.ndarray
     log_pval: np.ndarray
     """Natural logarithm of p, also where p itself is too small for a float."""
-    padj: np.ndarray
 
 
 def over_representation(study: np.ndarray, sets: sparse.csr_matrix, n_genes: int) -> OverRepresentation:
     """Test whether each gene set is over-represented in each study set: one-sided hypergeometric test.
 
     With N measured genes, K of them in the set and n in the study set, P(X ≥ overlap) for X ~ Hypergeometric(N, K, n),
-    which is Fisher's exact test with alternative "greater". Adjusted over sets by Benjamini-Hochberg. Odds ratios have
-    0.5 added to each cell of the table (Haldane and Anscombe).
+    which is Fisher's exact test with alternative "greater". Odds ratios have 0.5 added to each cell of the table (Haldane
+    and Anscombe).
 
     Parameters
     ----------
@@ -65,8 +63,7 @@ def over_representation(study: np.ndarray, sets: sparse.csr_matrix, n_genes: int
     inside, outside = overlap + 0.5, n_study[:, None] - overlap + 0.5
     rest_inside, rest_outside = size - overlap + 0.5, n_genes - size - n_study[:, None] + overlap + 0.5
     log2_odds = np.log2(inside * rest_outside / (outside * rest_inside))
-    pval = np.exp(log_pval)
-    return OverRepresentation(overlap, log2_odds, pval, log_pval, benjamini_hochberg(pval))
+    return OverRepresentation(overlap, log2_odds, np.exp(log_pval), log_pval)
 
 
 def count_overlaps(study: np.ndarray, sets: sparse.csr_matrix) -> np.ndarray:
@@ -89,7 +86,7 @@ def rank_sets(score: np.ndarray, sets: sparse.csr_matrix, inflation: np.ndarray 
 
     over groups of t tied genes. Genes outside the set count as independent. This is the rank version of CAMERA (Wu and
     Smyth 2012, doi:10.1093/nar/gks461); with ρ = 0 the first factor is mk(n + 1)/12, and the test that of
-    ``scipy.stats.mannwhitneyu(method="asymptotic")``. Adjusted over sets by Benjamini-Hochberg.
+    ``scipy.stats.mannwhitneyu(method="asymptotic")``.
 
     Without `inflation` genes count as independent, which those of a real set are not: p-values are then far too small.
 
@@ -127,7 +124,7 @@ def rank_sets(score: np.ndarray, sets: sparse.csr_matrix, inflation: np.ndarray 
     tail = np.where(varies, -np.abs(z), np.nan)
     pval, log_pval = 2 * special.ndtr(tail), np.minimum(np.log(2) + special.log_ndtr(tail), 0)
     z, auroc = np.where(varies, z, 0), np.where(varies, auroc, 0.5)
-    return RankedSets(z, auroc, pval, log_pval, benjamini_hochberg(pval))
+    return RankedSets(z, auroc, pval, log_pval)
 
 
 def set_inflation(

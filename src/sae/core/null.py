@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 from scipy import sparse
@@ -89,10 +89,10 @@ def shuffled_within(groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return order
 
 
-def empirical_fdr(scores: np.ndarray, real: np.ndarray, nulls: Sequence[np.ndarray], n_null: int) -> np.ndarray:
+def empirical_fdr(scores: np.ndarray, real: np.ndarray, null: np.ndarray, n_null: int) -> np.ndarray:
     """Estimate the false discovery rate among tests that score at least as high, from tests without any effect.
 
-    With B replicates of each kind of null, where the kind with more counts,
+    With B replicates of the null,
 
     FDR(t) = (1 + null scores ≥ t) / B / (real scores ≥ t),  q(s) = min over real t ≤ s of FDR(t), at most 1:
 
@@ -107,9 +107,8 @@ def empirical_fdr(scores: np.ndarray, real: np.ndarray, nulls: Sequence[np.ndarr
         For which the rate is wanted, in any shape.
     real
         Scores of all tests, higher for more evidence.
-    nulls
-        For each kind of null, those of the same tests in all replicates together. What is left out of all of them has no
-        influence on higher scores.
+    null
+        Those of the same tests in all replicates together. What is left out of both has no influence on higher scores.
     n_null
         B.
     """
@@ -118,11 +117,8 @@ def empirical_fdr(scores: np.ndarray, real: np.ndarray, nulls: Sequence[np.ndarr
     found, counts = np.unique(real, return_counts=True)
     if len(found) == 0:
         return np.ones(np.shape(scores))
-    n_by_chance = np.zeros(len(found), np.int64)
-    for null in nulls:
-        higher = len(null) - np.searchsorted(np.sort(null), found, side="left")
-        n_by_chance = np.maximum(n_by_chance, higher)
+    n_by_chance = 1 + len(null) - np.searchsorted(np.sort(null), found, side="left")
     n_real = np.cumsum(counts[::-1])[::-1]
-    rate = np.minimum.accumulate(np.minimum((1 + n_by_chance) / n_null / n_real, 1))
+    rate = np.minimum.accumulate(np.minimum(n_by_chance / n_null / n_real, 1))
     place = np.searchsorted(found, scores, side="right") - 1
     return np.where(place < 0, 1.0, rate[np.maximum(place, 0)])

@@ -1,22 +1,18 @@
-"""The methods of `enrich`: from the genes of a block of features to their gene sets, all in one form."""
+"""From the genes of a block of features to their gene sets, by several methods and all in one form."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import sparse
 
 from .decoupled import SetScores, aucell, gsea, ulm
-from .differential import Differential, compare, measured_groups
+from .differential import Differential
 from .enrichment import count_overlaps, over_representation, rank_sets
-from .groups import Groups
-from .moments import Block, Genes, Moments
-from .rows import Matrix
+from .moments import Moments
 from .scfeaturelens import concepts
-from .statistics import benjamini_hochberg
-from .workers import available_threads, in_order
 
 DIRECTIONS = ("up", "down", "both")
 TINY = np.finfo(np.float64).tiny
@@ -51,73 +47,10 @@ class SetTests:
     score: np.ndarray
     pval: np.ndarray
     log_pval: np.ndarray
-    padj: np.ndarray
     tested: np.ndarray
     """All tests but those of the other direction, where the sign of the score tells which it is."""
     kept: np.ndarray
     """Those that may be stored: with a gene that stands out, or a score in this direction."""
-
-
-@dataclass(frozen=True)
-class Method:
-    """How genes are compared, and sets tested."""
-
-    name: str
-    standing: StandingOut
-    directions: Sequence[str]
-    log_base: float | None
-    pseudocount: float
-    min_cells: int
-    seed: int
-
-
-def set_tests(
-    groups: Groups, x: Matrix, genes: Genes, all_sets: Sequence[sparse.csr_matrix], method: Method
-) -> Iterator[tuple[np.ndarray, list[list[SetTests]]]]:
-    """Test gene sets for the features of `groups` that have enough cells, for blocks of features.
-
-    Parameters
-    ----------
-    groups
-        Of h features among n cells.
-    x
-        Expression (n, g), dense or sparse, in memory or read by rows.
-    genes
-        What :func:`sae.core.moments.scan` tells of `x`; only those that vary are counted.
-    all_sets
-        Collections of (sets, genes that vary), stored for a member: its weight.
-    method
-        How.
-
-    Yields
-    ------
-    Features, and the tests of each collection, by direction.
-    """
-    counted = slice(None) if genes.varies.all() else np.flatnonzero(genes.varies)
-
-    def tested(measured: Block) -> tuple[np.ndarray, list[list[SetTests]]]:
-        features = measured.features
-        positive, reference = (group.of_genes(counted) for group in measured.moments())
-        if method.name == "scfeaturelens":
-            return features, [by_scfeaturelens(positive, reference, sets) for sets in all_sets]
-        everywhere = np.ones(positive.mean.shape[1], dtype=bool)
-        block = compare(
-            features, positive, reference, everywhere, log_base=method.log_base, pseudocount=method.pseudocount
-        )
-        return features, [_tested(block, sets, method) for sets in all_sets]
-
-    # decoupler starts threads of its own.
-    threads = 1 if method.name in ("ulm", "gsea", "aucell") else available_threads()
-    yield from in_order(tested, measured_groups(groups, x, genes, method.min_cells), threads)
-
-
-def _tested(block: Differential, sets: sparse.csr_matrix, method: Method) -> list[SetTests]:
-    standing = method.standing
-    if method.name == "ora":
-        return by_over_representation(block, sets, standing, method.directions)
-    if method.name == "gsea":
-        return by_gsea(block, sets, standing, method.seed)
-    return {"mannwhitney": by_ranks, "ulm": by_ulm, "aucell": by_aucell}[method.name](block, sets, standing)
 
 
 def by_over_representation(
@@ -128,7 +61,7 @@ def by_over_representation(
     for direction in directions:
         study = standing.select(block, direction)
         test = over_representation(study, sets, sets.shape[1])
-        statistics = (test.log2_odds, test.pval, test.log_pval, test.padj)
+        statistics = (test.log2_odds, test.pval, test.log_pval)
         everywhere = np.ones(test.pval.shape, dtype=bool)
         found.append(SetTests(direction, study, strength, test.overlap, *statistics, everywhere, test.overlap > 0))
     return found
@@ -158,7 +91,7 @@ def by_aucell(block: Differential, sets: sparse.csr_matrix, standing: StandingOu
     for direction, sign in (("up", 1), ("down", -1)):
         found = _scored(sign * finite(block.score), lambda values: aucell(values, sets), sets.shape[0])
         study = standing.select(block, direction)
-        statistics = (found.score, found.pval, _log(found.pval), benjamini_hochberg(found.pval))
+        statistics = (found.score, found.pval, _log(found.pval))
         everywhere = np.ones(found.pval.shape, dtype=bool)
         overlap = count_overlaps(study, sets)
         tests.append(SetTests(direction, study, strength, overlap, *statistics, everywhere, found.score > 0))
@@ -173,7 +106,7 @@ def by_scfeaturelens(positive: Moments, reference: Moments, sets: sparse.csr_mat
     with np.errstate(divide="ignore", invalid="ignore"):
         strength = np.abs(np.log2(positive.mean / reference.mean))
     pval = np.maximum(found.p_binomial, found.p_mannwhitney)
-    statistics = (score, pval, _log(pval), benjamini_hochberg(pval))
+    statistics = (score, pval, _log(pval))
     everywhere = np.ones(pval.shape, dtype=bool)
     return [SetTests("both", found.study, strength, found.hits, *statistics, everywhere, found.kept)]
 
@@ -212,10 +145,9 @@ def _by_sign(
     log_pval: np.ndarray,
 ) -> list[SetTests]:
     """Take sets with a positive score as up, and those with a negative one as down."""
-    strength, statistics, tests = np.abs(block.score), (score, pval, log_pval, benjamini_hochberg(pval)), []
-    testable = ~np.isnan(pval)
+    strength, testable, tests = np.abs(block.score), ~np.isnan(pval), []
     for direction, side, kept in (("up", score >= 0, score > 0), ("down", score < 0, score < 0)):
         study = standing.select(block, direction)
         overlap = count_overlaps(study, sets)
-        tests.append(SetTests(direction, study, strength, overlap, *statistics, side & testable, kept))
+        tests.append(SetTests(direction, study, strength, overlap, score, pval, log_pval, side & testable, kept))
     return tests

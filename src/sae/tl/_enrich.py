@@ -1,7 +1,9 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -15,16 +17,15 @@ from .._progress import progress_bar
 if TYPE_CHECKING:
     from scipy import sparse
 
-    from ..core.groups import Groups
-    from ..core.moments import Genes
-    from ..core.rows import Matrix
-    from ..core.set_methods import Method, SetTests
+    from ..core.set_search import Found
 
 METHODS = ("ora", "mannwhitney", "ulm", "gsea", "aucell", "scfeaturelens")
 DIRECTIONS = ("up", "down", "both")
 SEPARATOR = ";"
 PUBLISHED_PERCENTILE = 99
 MAX_BINS, GENES_PER_BIN = 50, 20
+NULL_SETS = 20_000
+"""Random sets a feature is compared with, at least."""
 
 
 def enrich(
@@ -89,9 +90,9 @@ def enrich(
     * Random sets: the genes of all sets are exchanged for others with a similar mean expression. The features stay as they are,
       and nothing about the sets is there to be found but their size and expression.
 
-    `fdr` is the number of p-values up to this one that a null gives, the one that gives more, over all features, sets and
-    directions, plus one, as a share of the number found (made monotone; Tusher et al. 2001, doi:10.1073/pnas.091062498). This is
-    the column to trust.
+    A rate of false discoveries is the number of p-values up to this one that a null gives, plus one, as a share of the number
+    found (made monotone; Tusher et al. 2001, doi:10.1073/pnas.091062498): over all features for permuted cells, among the sets of the
+    same feature for random sets. `fdr` is the larger of the two, and the column to trust.
 
     Parameters
     ----------
@@ -127,8 +128,8 @@ def enrich(
     n_sets
         Gene sets to store per feature and direction, best first; None for all. P-values are adjusted over all of them.
     n_null
-        Permutations of the cells, each of which takes as long as the test itself, and draws of random sets. 0 for none: `fdr` is
-        NaN.
+        Permutations of the cells, each of which takes as long as the test itself, and draws of random sets (for quick methods, as
+        many times more as it takes to compare each feature with 20,000 of them). 0 for none: `fdr` is NaN.
     batch
         Column of `obs`: cells are permuted within each of its values.
     min_cells
@@ -173,9 +174,11 @@ def enrich(
     """
     from scanpy import logging as logg
 
+    from ..core.groups import active_groups, percentile_groups
     from ..core.moments import scan
     from ..core.null import matched_sets, permuted_cells
-    from ..core.set_methods import Method, StandingOut
+    from ..core.set_methods import StandingOut
+    from ..core.set_search import DIRECTIONS, Method, search
 
     _check(method, collection, directions, max_padj, min_log2fc, min_size, max_size, n_sets, n_null)
     if method == "scfeaturelens":
@@ -193,31 +196,35 @@ def enrich(
     )
     a, codes = a[rows], None if codes is None else codes[rows]
     generator = np.random.default_rng(rng)
-    random_sets = list(matched_sets(sets.weights, genes.mean[counted], n_null, generator, n_bins=_n_bins(counted)))
-    search = _Search(
-        expressed.matrix,
-        replace(genes, varies=counted),
-        Method(
-            method,
-            StandingOut(max_padj, min_log2fc),
-            tuple(directions),
-            expressed.log_base,
-            pseudocount,
-            min_cells,
-            seed=int(generator.integers(2**31)),
-        ),
-        percentile,
+    n_random = _n_random(method, n_null, len(sets.names))
+    random_sets = matched_sets(sets.weights, genes.mean[counted], n_random, generator, n_bins=_n_bins(counted))
+    collections = [sets.weights, *random_sets]
+    how = Method(
+        method,
+        StandingOut(max_padj, min_log2fc),
+        tuple(directions),
+        expressed.log_base,
+        pseudocount,
+        min_cells,
+        seed=int(generator.integers(2**31)),
     )
-    table = _Table(expressed.genes[counted], n_sets)
+    chosen = partial(active_groups) if percentile is None else partial(percentile_groups, percentile=percentile)
+    genes = replace(genes, varies=counted)
     with progress_bar((1 + n_null) * a.shape[1], "enrich", "feature", shown=progress) as bar:
-        real, *by_size = search.run(a, [sets.weights, *random_sets], bar.update, table)
-        shuffled = (permuted_cells(a, codes, generator) for _ in range(n_null))
-        permuted = [search.run(cells, [sets.weights], bar.update)[0] for cells in shuffled]
+
+        def run(a: sparse.csr_matrix, collections: list[sparse.csr_matrix], n_stored: int | None) -> list[Found]:
+            found = []
+            for part in search(chosen(a), expressed.matrix, genes, collections, how, n_stored=n_stored):
+                found.append(part)
+                bar.update(part.n_features)
+            return found
+
+        real = run(a, collections, n_sets)
+        permuted = [run(permuted_cells(a, codes, generator), collections[:1], 0) for _ in range(n_null)]
         bar.update((1 + n_null) * a.shape[1] - bar.n)
 
-    columns = table.columns()
-    columns |= _error_rates(columns.pop("log_pval", np.empty(0)), real, permuted, by_size)
-    columns["collection"] = np.zeros(len(columns["fdr"]), dtype=np.int64)
+    columns = _columns(real, permuted, expressed.genes[counted])
+    columns["collection"] = np.zeros(len(columns.get("feature", ())), dtype=np.int64)
     categories = {
         "feature": _schema.feature_names(key, a.shape[1]),
         "collection": pd.Index([collection]),
@@ -225,13 +232,7 @@ def enrich(
         "direction": pd.Index(DIRECTIONS),
     }
     found = _schema.tidy(columns, _schema.ENRICHMENT, categories)
-    annotated_fdr = len(np.unique(columns["feature"][columns["fdr"] <= max_padj])) if len(found) else 0
-    counts = {
-        "annotated": real.annotated,
-        "annotated_fdr": annotated_fdr if n_null else np.nan,
-        "annotated_permuted": np.mean([run.annotated for run in permuted]) if n_null else np.nan,
-        "annotated_random_sets": np.mean([run.annotated for run in by_size]) if n_null else np.nan,
-    }
+    counts = _counts(real, permuted, columns, max_padj)
     shares = {name: count / a.shape[1] for name, count in counts.items()}
     summary = pd.DataFrame({"collection": [collection], "method": [method], "max_padj": [max_padj], **shares})
     summary = summary.astype({"collection": "category", "method": "category"})
@@ -241,7 +242,7 @@ def enrich(
         summary["modality"] = pd.Categorical([modality])
     stored, place = _schema.read(held, key), {"collection": collection, "modality": modality}
     new = {
-        "features": stored["features"].assign(enrichment_status=pd.Categorical(search.groups(a).status(min_cells))),
+        "features": stored["features"].assign(enrichment_status=pd.Categorical(chosen(a).status(min_cells))),
         "enrichment": _schema.replace_rows(stored.get("enrichment"), found, place),
         "enrichment_null": _schema.replace_rows(stored.get("enrichment_null"), summary, place),
     }
@@ -250,7 +251,8 @@ def enrich(
     logg.info(
         "    finished",
         time=start,
-        deep=f"added\n    {held.where}.uns[{key!r}]['enrichment'], collection {collection!r}: {real.annotated} of {a.shape[1]} "
+        deep=f"added\n    {held.where}.uns[{key!r}]['enrichment'], collection {collection!r}: {counts['annotated']} of "
+        f"{a.shape[1]} "
         f"features have a gene set at padj ≤ {max_padj}{by_chance}; {sets.left_out()}",
     )
 
@@ -318,110 +320,41 @@ def _n_bins(counted: np.ndarray) -> int:
     return int(np.clip(counted.sum() // GENES_PER_BIN, 1, MAX_BINS))
 
 
-@dataclass(frozen=True)
-class _Tests:
-    """All tests of one collection of sets."""
-
-    log_pval: np.ndarray
-    """Those with p < 1, flat."""
-    n: int
-    annotated: int
-    """Features with a gene set."""
+def _n_random(method: str, n_null: int, n_sets: int) -> int:
+    """Draws of all random sets: so many that every feature has a null of its own, where that takes little time."""
+    return n_null if method in ("ulm", "gsea") else n_null * max(1, math.ceil(NULL_SETS / n_sets))
 
 
-@dataclass(frozen=True)
-class _Search:
-    """What is tested, and how."""
-
-    x: Matrix
-    genes: Genes
-    method: Method
-    percentile: float | None
-
-    def groups(self, a: sparse.csr_matrix) -> Groups:
-        """Return the cells that stand for each feature, and those they are compared with."""
-        from ..core.groups import active_groups, percentile_groups
-
-        return active_groups(a) if self.percentile is None else percentile_groups(a, self.percentile)
-
-    def run(
-        self,
-        a: sparse.csr_matrix,
-        all_sets: Sequence[sparse.csr_matrix],
-        advance: Callable[[int], object],
-        table: _Table | None = None,
-    ) -> list[_Tests]:
-        """Test collections of gene sets for all features; the first one goes to the table."""
-        from ..core.set_methods import set_tests
-
-        published, limit = self.method.name == "scfeaturelens", self.method.standing.max_padj
-        log_pval: list[list[np.ndarray]] = [[] for _ in all_sets]
-        n_tests, annotated = np.zeros((2, len(all_sets)), np.int64)
-        for features, by_collection in set_tests(self.groups(a), self.x, self.genes, all_sets, self.method):
-            for c, tests in enumerate(by_collection):
-                named = np.zeros(len(features), dtype=bool)
-                for test in tests:
-                    named |= (test.kept & (published | (test.padj <= limit))).any(axis=1)
-                    log_pval[c].append(test.log_pval[test.tested & (test.log_pval < 0)])
-                    n_tests[c] += test.tested.sum()
-                    if c == 0 and table is not None:
-                        table.add(features, test, all_sets[0])
-                annotated[c] += named.sum()
-            advance(len(features))
-        found = [np.concatenate(parts) if parts else np.empty(0) for parts in log_pval]
-        return [_Tests(*parts) for parts in zip(found, n_tests.tolist(), annotated.tolist(), strict=True)]
-
-
-class _Table:
-    """The best gene sets of every feature and direction, as columns."""
-
-    def __init__(self, genes: pd.Index, n_sets: int | None):
-        self._genes, self._n_sets = genes, n_sets
-        self._parts: list[dict[str, np.ndarray]] = []
-
-    def add(self, features: np.ndarray, test: SetTests, sets: sparse.csr_matrix) -> None:
-        """Take the best sets of a block of features in one direction."""
-        order = np.lexsort((-np.abs(test.score), np.where(test.kept, test.log_pval, np.inf)), axis=1)[:, : self._n_sets]
-        rows = np.broadcast_to(np.arange(len(order))[:, None], order.shape)
-        chosen = test.kept[rows, order]
-        f, s = rows[chosen], order[chosen]
-        self._parts.append(
-            {
-                "feature": features[f],
-                "gene_set": s,
-                "direction": np.full(len(f), DIRECTIONS.index(test.direction)),
-                "size": sets.getnnz(axis=1)[s].astype(np.int64),
-                **{name: getattr(test, name)[f, s] for name in ("overlap", "score", "pval", "log_pval", "padj")},
-                "genes": self._overlapping(test, sets, f, s),
-            }
-        )
-
-    def columns(self) -> dict[str, np.ndarray]:
-        """Return the columns, without any where nothing was added."""
-        parts = self._parts
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
-
-    def _overlapping(
-        self, test: SetTests, sets: sparse.csr_matrix, features: np.ndarray, chosen: np.ndarray
-    ) -> np.ndarray:
-        """List the genes of each set that stand out, those that do most first."""
-        listed = np.empty(len(features), dtype=object)
-        for row, (f, s) in enumerate(zip(features, chosen, strict=True)):
-            hits = sets.indices[sets.indptr[s] : sets.indptr[s + 1]]
-            hits = hits[test.study[f, hits]]
-            listed[row] = SEPARATOR.join(self._genes[hits[np.argsort(-test.strength[f, hits], kind="stable")]])
-        return listed
-
-
-def _error_rates(
-    log_pval: np.ndarray, real: _Tests, permuted: list[_Tests], by_size: list[_Tests]
-) -> dict[str, np.ndarray]:
-    """Compare the p-values of the table with all others, and with those of both nulls."""
+def _columns(real: list[Found], permuted: list[list[Found]], genes: pd.Index) -> dict[str, np.ndarray]:
+    """Make the columns of the table: adjusted over everything, compared with both nulls, and with the names of genes."""
     from ..core.null import empirical_fdr
     from ..core.statistics import adjusted_among
 
-    rates = {"padj_all": adjusted_among(log_pval, real.log_pval, real.n), "fdr": np.full(len(log_pval), np.nan)}
+    if not real:
+        return {}
+    columns = {name: np.concatenate([part.rows[name] for part in real]) for name in real[0].rows}
+    log_pval, everything = columns.pop("log_pval"), np.concatenate([part.log_pval for part in real])
+    columns["padj_all"] = adjusted_among(log_pval, everything, sum(part.n_tests for part in real))
     if permuted:
-        nulls = [-np.concatenate([run.log_pval for run in null]) for null in (permuted, by_size)]
-        rates["fdr"] = empirical_fdr(-log_pval, -real.log_pval, nulls, len(permuted))
-    return rates
+        null = np.concatenate([part.log_pval for run in permuted for part in run])
+        by_cells = empirical_fdr(-log_pval, -everything, -null, len(permuted))
+        columns["fdr"] = np.maximum(columns["fdr"], by_cells)
+    else:
+        columns["fdr"] = np.full(len(log_pval), np.nan)
+    names, ends = genes[columns.pop("hits")].to_numpy(dtype=object), np.cumsum(columns["overlap"])
+    listed = [SEPARATOR.join(names[end - n : end]) for n, end in zip(columns["overlap"], ends, strict=True)]
+    columns["genes"] = np.array([*listed, None], dtype=object)[:-1]
+    return columns
+
+
+def _counts(
+    real: list[Found], permuted: list[list[Found]], columns: dict[str, np.ndarray], max_padj: float
+) -> dict[str, float]:
+    """Count the features with a gene set, by adjusted p, by FDR, and in both nulls."""
+    annotated = np.zeros((1, 2)) if not real else np.array([part.annotated for part in real])
+    if not permuted:
+        return {"annotated": annotated[:, 0].sum()} | dict.fromkeys(_schema.ANNOTATED[1:], np.nan)
+    by_fdr = len(np.unique(columns["feature"][columns["fdr"] <= max_padj])) if real else 0
+    by_chance = np.mean([sum(part.annotated[0] for part in run) for run in permuted])
+    by_size = annotated[:, 1:].sum(axis=0).mean()
+    return dict(zip(_schema.ANNOTATED, (annotated[:, 0].sum(), by_fdr, by_chance, by_size), strict=True))
