@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from contextlib import nullcontext
 
 import h5py
 import numpy as np
@@ -11,94 +12,44 @@ import torch
 import zarr
 from scipy import sparse
 
-from sae.core import backend_numba
-from sae.core import checkpoint as checkpoint_module
+from sae.core import backend_numba, restart
 from sae.core import train as module
 from sae.core.architectures import ARCHITECTURES
-from sae.core.backend import Settings
 from sae.core.backend_numba import NumbaBackend
 from sae.core.backend_torch import TorchBackend
-from sae.core.checkpoint import Checkpoint, CheckpointError
-from sae.core.initial import initial_directions, initial_weights
+from sae.core.checkpoint import CheckpointError
+from sae.core.initial import initial_weights
 from sae.core.preprocess import PREPROCESS, fit_scaling
 from sae.core.schedule import Schedule
 from sae.core.train import DivergedError, make_backend, train
 
-N, D, TRUE, ACTIVE = 2000, 16, 24, 3
 WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
 CALIBRATED = ("batchtopk", "matryoshka")
 
 
-@pytest.fixture(scope="module")
-def directions():
-    """True unit directions (features, d)."""
-    drawn = np.random.default_rng(0).normal(size=(TRUE, D))
-    return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
-
-
-@pytest.fixture(scope="module")
-def x(directions):
-    """Cells (n, d), each a sum of three true directions with weights of 1 to 2."""
-    rng = np.random.default_rng(1)
-    active = rng.random((N, TRUE)).argsort(axis=1) < ACTIVE
-    return (np.where(active, rng.uniform(1, 2, size=(N, TRUE)), 0) @ directions).astype(np.float32)
-
-
-def settings(architecture="topk", *, k=ACTIVE, l1=1.0, l0=0.05, n_features=32, learning_rate=3e-3, steps=60, **rest):
-    sparsity = ARCHITECTURES[architecture].sparsity
-    own = {name: value if name == sparsity else None for name, value in {"k": k, "l1": l1, "l0": l0}.items()}
-    groups = (8, n_features) if architecture == "matryoshka" else (n_features,)
-    given = {"groups": groups, "batch_size": 256, "seed": 0, "device": "cpu"} | own | rest
-    return Settings(architecture, n_features, learning_rate=learning_rate, steps=steps, **given)
-
-
-def trained(x, preprocess="center", *, n_val=200, patience=None, checkpoint=None, identity="", on_step=None, **given):
-    """Train on all but the last rows."""
-    rows = np.arange(x.shape[0])
-    split = len(rows) - n_val
-    used = settings(**given)
-    return train(
-        x,
-        fit_scaling(x, preprocess),
-        used,
-        train_rows=rows[:split],
-        val_rows=rows[split:],
-        patience=patience,
-        checkpoint=None if checkpoint is None else Checkpoint(checkpoint, used, identity),
-        on_step=on_step,
-    )
-
-
 def weights_of(one):
-    names = WEIGHTS if one.autoencoder.threshold is None else (*WEIGHTS, "threshold")
-    return {name: getattr(one.autoencoder, name) for name in names}
-
-
-def assert_equal_weights(one, other):
-    assert weights_of(one).keys() == weights_of(other).keys()
-    for name, value in weights_of(one).items():
-        np.testing.assert_array_equal(value, weights_of(other)[name], err_msg=name)
+    return {name: getattr(one.autoencoder, name) for name in WEIGHTS}
 
 
 each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 
 
 @each_architecture
-def test_same_seed_gives_the_same_weights_to_the_bit(x, architecture):
+def test_same_seed_gives_the_same_weights_to_the_bit(x, trained, assert_equal_weights, architecture):
     one, other = (trained(x, architecture=architecture) for _ in range(2))
     assert_equal_weights(one, other)
     assert one.history == other.history
     assert (one.steps, one.ended) == (60, "finished")
 
 
-def test_another_seed_gives_other_weights(x):
+def test_another_seed_gives_other_weights(x, trained):
     one, other = (weights_of(trained(x, seed=seed)) for seed in (0, 1))
     for name in WEIGHTS:
         assert not np.allclose(one[name], other[name]), name
 
 
 @pytest.mark.parametrize("architecture", ["topk", "jumprelu"])
-def test_global_generators_are_neither_read_nor_moved(x, architecture):
+def test_global_generators_are_neither_read_nor_moved(x, trained, assert_equal_weights, architecture):
     torch.manual_seed(5)
     np.random.seed(5)
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
@@ -110,14 +61,14 @@ def test_global_generators_are_neither_read_nor_moved(x, architecture):
     assert_equal_weights(one, trained(x, architecture=architecture, steps=5))
 
 
-def test_csr_trains_as_dense(x):
+def test_csr_trains_as_dense(x, trained, assert_equal_weights):
     thinned = np.where(np.abs(x) > 0.5, x, 0)
     assert_equal_weights(trained(thinned), trained(sparse.csr_matrix(thinned)))
 
 
 @each_architecture
-def test_weights_come_from_the_training_rows_alone(x, architecture):
-    scaling, rows = fit_scaling(x, "center"), np.arange(N)
+def test_weights_come_from_the_training_rows_alone(x, settings, architecture):
+    scaling, rows = fit_scaling(x, "center"), np.arange(len(x))
     other = x.copy()
     other[::2] = 7
     one, same = (
@@ -132,7 +83,7 @@ def test_weights_come_from_the_training_rows_alone(x, architecture):
 
 @pytest.mark.parametrize("preprocess", PREPROCESS)
 @each_architecture
-def test_decoder_rows_have_unit_norm_in_the_training_space(x, architecture, preprocess):
+def test_decoder_rows_have_unit_norm_in_the_training_space(x, trained, architecture, preprocess):
     forward = fit_scaling(x, preprocess).forward
     W_dec = trained(x, preprocess, architecture=architecture, steps=20).autoencoder.W_dec
     norms = np.linalg.norm(W_dec * forward if forward.ndim == 1 else W_dec @ forward, axis=1)
@@ -141,8 +92,8 @@ def test_decoder_rows_have_unit_norm_in_the_training_space(x, architecture, prep
 
 @pytest.mark.parametrize("preprocess", PREPROCESS)
 @each_architecture
-def test_history_ends_with_what_the_exported_sae_does_on_raw_cells(x, architecture, preprocess):
-    raw = np.column_stack([3 * x[:, 0] + 5, x[:, 1:], np.full(N, 2.5)]).astype(np.float32)
+def test_history_ends_with_what_the_exported_sae_does_on_raw_cells(x, trained, architecture, preprocess):
+    raw = np.column_stack([3 * x[:, 0] + 5, x[:, 1:], np.full(len(x), 2.5)]).astype(np.float32)
     found = trained(raw, preprocess, architecture=architecture)
     last = found.history[-1]
     for prefix, part in (("", raw[:1800]), ("val_", raw[1800:])):
@@ -163,7 +114,7 @@ EXPORTED += [(TorchBackend, name) for name in ARCHITECTURES]
 
 
 @pytest.mark.parametrize(("backend", "architecture"), EXPORTED)
-def test_exported_sae_computes_what_was_trained(backend, architecture):
+def test_exported_sae_computes_what_was_trained(settings, backend, architecture):
     h, d, rng = 32, 6, np.random.default_rng(0)
     shapes = {"W_enc": (h, d), "b_enc": h, "W_dec": (h, d), "b_dec": d}
     shapes |= {"relu": {"b_pre": d}, "jumprelu": {"log_threshold": h}}.get(architecture, {})
@@ -192,19 +143,20 @@ def test_exported_sae_computes_what_was_trained(backend, architecture):
 @pytest.mark.parametrize(
     "n_val", [pytest.param(200, id="held-out"), pytest.param(199, id="too few"), pytest.param(0, id="none")]
 )
-def test_calibration_is_on_held_out_cells_where_they_are_enough(x, architecture, n_val):
+def test_calibration_is_on_held_out_cells_where_they_are_enough(x, trained, architecture, n_val):
     autoencoder = trained(x, architecture=architecture, n_val=n_val).autoencoder
     assert len(np.unique(autoencoder.threshold)) == 1
-    used = x[N - n_val :] if n_val >= module.MIN_CALIBRATED else x[: N - n_val]
+    split = len(x) - n_val
+    used = x[split:] if n_val >= module.MIN_CALIBRATED else x[:split]
     # Folding moves the pre-activations by the last digit.
-    assert autoencoder.encode(used).activations.nnz / len(used) == pytest.approx(ACTIVE, abs=0.02)
+    assert autoencoder.encode(used).activations.nnz / len(used) == pytest.approx(3, abs=0.02)
 
 
-# ---- Steps and the first weights
+# ---- Steps
 
 
 @each_architecture
-def test_each_step_has_its_own_learning_rate(x, monkeypatch, architecture):
+def test_each_step_has_its_own_learning_rate(x, trained, monkeypatch, architecture):
     monkeypatch.setattr(Schedule, "factor", lambda self, step: float(step < 3))
     monkeypatch.setattr(Schedule, "pressure", lambda self, step: 1.0)
     stopped, three = (trained(x, architecture=architecture, steps=steps) for steps in (10, 3))
@@ -213,62 +165,11 @@ def test_each_step_has_its_own_learning_rate(x, monkeypatch, architecture):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
-def test_initial_directions_are_unit_vectors_near_cells_and_distinct():
-    rng = np.random.default_rng(0)
-    y = rng.standard_normal((20, 50)).astype(np.float32)
-    found = initial_directions(y, np.ones(50), 200, rng)
-    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
-    cosine = found @ (y / np.linalg.norm(y, axis=1, keepdims=True)).T
-    # Noise of the same length, at right angles to it, leaves 1 / sqrt(2) of a direction.
-    assert abs(np.median(cosine.max(axis=1)) - 2**-0.5) < 0.05
-    assert len(np.unique(found, axis=0)) == 200
-
-
-@each_architecture
-def test_first_encoder_is_the_decoder_times_a_factor(x, architecture):
-    start = initial_weights(x, np.ones(D), settings(architecture))
-    ratio = start["W_enc"] / start["W_dec"]
-    np.testing.assert_allclose(ratio, ratio[0, 0], rtol=1e-4)
-    np.testing.assert_allclose(np.linalg.norm(start["W_dec"], axis=1), 1, rtol=1e-5)
-    assert not start["b_enc"].any() and not start["b_dec"].any()
-
-
-@pytest.mark.parametrize("architecture", ["vanilla", "relu"])
-def test_where_half_of_the_features_are_active_the_first_encoder_reconstructs_best(x, architecture):
-    scaling, used = fit_scaling(x, "center"), settings(architecture)
-    y = scaling.transform(x)
-    start = initial_weights(y, scaling.spread, used)
-    errors = []
-    for factor in (0.97, 1.0, 1.03):
-        backend = make_backend(start | {"W_enc": (factor * start["W_enc"]).astype(np.float32)}, used)
-        errors.append(np.square(backend.evaluate(y)[0]).sum(dtype=np.float64))
-        backend.close()
-    assert errors[1] < min(errors[0], errors[2])
-
-
-@pytest.mark.parametrize("architecture", ["vanilla", "relu", "topk"])
-def test_paper_starts_from_uniform_weights(x, architecture):
-    """As torch's linear layers: within 1 / sqrt(inputs of the layer)."""
-    h = 400
-    start = initial_weights(x, np.ones(D), settings(architecture, n_features=h, paper=True))
-    bounds = {"W_enc": D**-0.5, "W_dec": h**-0.5}
-    bounds |= {"b_enc": D**-0.5, "b_dec": h**-0.5} if architecture == "vanilla" else {}
-    for name, bound in bounds.items():
-        values = np.abs(start[name])
-        assert 0.8 * bound < values.max() <= bound, name
-        assert abs(np.mean(values) / bound - 0.5) < 0.2, name
-        assert abs(np.mean(start[name] > 0) - 0.5) < 0.4, name
-    for name in {"b_enc", "b_dec"} - bounds.keys():
-        assert not start[name].any(), name
-    shapes = {name: value.shape for name, value in start.items()}
-    assert shapes == {"W_enc": (h, D), "b_enc": (h,), "W_dec": (h, D), "b_dec": (D,)}
-
-
 # ---- What training achieves
 
 
 @each_architecture
-def test_training_explains_an_easy_dictionary(x, architecture):
+def test_training_explains_an_easy_dictionary(x, trained, architecture):
     found = trained(x, architecture=architecture, steps=150, learning_rate=1e-2)
     first, last = found.history[0], found.history[-1]
     assert last.fvu < 0.3
@@ -276,13 +177,13 @@ def test_training_explains_an_easy_dictionary(x, architecture):
     assert last.val_fvu < 0.3
 
 
-def test_topk_finds_the_true_directions(x, directions):
+def test_topk_finds_the_true_directions(x, trained, directions):
     W_dec = trained(x, k=4, n_features=48, learning_rate=1e-2, steps=1000).autoencoder.W_dec
     cosine = directions @ (W_dec / np.linalg.norm(W_dec, axis=1, keepdims=True)).T
     assert (cosine.max(axis=1) > 0.9).mean() >= 0.9
 
 
-def test_topk_has_at_most_k_active_features(x):
+def test_topk_has_at_most_k_active_features(x, trained):
     found = trained(x, k=5)
     assert found.autoencoder.encode(x).activations.getnnz(axis=1).max() == 5
     assert max(record.l0 for record in found.history) <= 5
@@ -297,34 +198,34 @@ def test_topk_has_at_most_k_active_features(x):
         ("jumprelu", {"l0": (0.0, 0.1, 1.0)}),
     ],
 )
-def test_a_larger_penalty_gives_fewer_active_features(x, architecture, penalties):
+def test_a_larger_penalty_gives_fewer_active_features(x, trained, architecture, penalties):
     ((name, values),) = penalties.items()
     given = {"architecture": architecture, "steps": 150, "learning_rate": 1e-2}
     l0 = [trained(x, **given, **{name: value}).history[-1].l0 for value in values]
     assert l0[0] > 1.2 * l0[1] > 1.2**2 * l0[2] > 0
 
 
-def test_a_penalty_that_outweighs_everything_is_not_divergence(x):
+def test_a_penalty_that_outweighs_everything_is_not_divergence(x, trained):
     found = trained(x, architecture="vanilla", l1=1e3, steps=10)
     assert found.ended == "finished"
 
 
-def test_features_that_stopped_firing_two_passes_ago_are_dead(x, monkeypatch):
-    monkeypatch.setattr(module, "RESTART_UNTIL", 0)
+def test_features_that_stopped_firing_two_passes_ago_are_dead(x, trained, monkeypatch):
+    monkeypatch.setattr(restart, "RESTART_UNTIL", 0)
     history = trained(x, architecture="vanilla", l1=1e3, steps=100, learning_rate=3e-2).history
     assert history[0].dead_fraction == 0
     assert history[-1].dead_fraction == 1
     assert history[-1].l0 == 0
 
 
-def test_without_held_out_cells_their_columns_are_nan(x):
+def test_without_held_out_cells_their_columns_are_nan(x, trained):
     history = trained(x, n_val=0, steps=10).history
     assert np.isnan([[record.val_fvu, record.val_l0] for record in history]).all()
     assert np.isfinite([[record.fvu, record.l0, record.loss] for record in history]).all()
 
 
 @pytest.mark.parametrize(("steps", "recorded"), [(3, [1, 2, 3]), (101, [*range(2, 101, 2), 101])])
-def test_every_step_is_announced_and_about_fifty_are_recorded(x, steps, recorded):
+def test_every_step_is_announced_and_about_fifty_are_recorded(x, trained, steps, recorded):
     calls = []
     history = trained(x, steps=steps, on_step=lambda step, record: calls.append((step, record))).history
     assert [step for step, _ in calls] == list(range(steps))
@@ -334,7 +235,7 @@ def test_every_step_is_announced_and_about_fifty_are_recorded(x, steps, recorded
     np.testing.assert_allclose([record.learning_rate for record in history], rates)
 
 
-def test_first_features_of_a_nested_dictionary_explain_more_than_those_of_a_plain_one(x):
+def test_first_features_of_a_nested_dictionary_explain_more_than_those_of_a_plain_one(x, trained):
     def explained_by_the_first_eight(groups):
         found = trained(x, groups=groups, steps=600).autoencoder
         a = found.encode(x).activations.toarray()
@@ -344,7 +245,7 @@ def test_first_features_of_a_nested_dictionary_explain_more_than_those_of_a_plai
     assert explained_by_the_first_eight((8, 16, 32)) > explained_by_the_first_eight((32,)) + 0.05
 
 
-def test_batch_may_be_larger_than_the_training_set(x):
+def test_batch_may_be_larger_than_the_training_set(x, trained):
     found = trained(x[:40], n_val=10, batch_size=64, steps=5)
     assert np.isfinite(found.autoencoder.W_enc).all()
 
@@ -355,44 +256,11 @@ def test_device_is_taken_as_given_and_auto_is_one_that_is_there():
 
 
 @each_architecture
-def test_the_compiled_back_end_is_used_where_there_is_one(x, architecture):
+def test_the_compiled_back_end_is_used_where_there_is_one(x, settings, architecture):
     used = settings(architecture)
-    made = make_backend(initial_weights(x, np.ones(D), used), used)
+    made = make_backend(initial_weights(x, np.ones(x.shape[1]), used), used)
     made.close()
     assert isinstance(made, NumbaBackend if ARCHITECTURES[architecture].compiled else TorchBackend)
-
-
-# ---- Dead features
-
-
-@each_architecture
-def test_features_that_start_dead_come_alive(x, monkeypatch, architecture):
-    dead = np.arange(0, 32, 2)
-
-    def far_away(*args):
-        start = initial_weights(*args)
-        start["b_enc"][dead] = -100
-        return start
-
-    monkeypatch.setattr(module, "initial_weights", far_away)
-    restarted = trained(x, architecture=architecture, steps=1000)
-    monkeypatch.setattr(module, "RESTART_UNTIL", 0)
-    left = trained(x, architecture=architecture, steps=1000)
-    assert left.history[-1].dead_fraction >= 0.5
-    assert not left.autoencoder.encode(x).activations[:, dead].nnz
-    assert restarted.history[-1].dead_fraction < 0.25
-    assert (restarted.autoencoder.encode(x).activations.getnnz(axis=0)[dead] > 0).mean() > 0.5
-
-
-def test_paper_leaves_dead_features_dead(x, monkeypatch):
-    def far_away(*args):
-        start = initial_weights(*args)
-        start["b_enc"][:8] = -100
-        return start
-
-    monkeypatch.setattr(module, "initial_weights", far_away)
-    found = trained(x, architecture="vanilla", paper=True, steps=200)
-    assert found.history[-1].dead_fraction >= 0.25
 
 
 # ---- From disk
@@ -405,12 +273,12 @@ def as_memory_map(x, folder):
 
 def as_hdf5(x, folder):
     with h5py.File(folder / "x.h5", "w") as file:
-        file.create_dataset("x", data=x, chunks=(100, D))
+        file.create_dataset("x", data=x, chunks=(100, x.shape[1]))
     return h5py.File(folder / "x.h5")["x"]
 
 
 def as_zarr(x, folder):
-    return zarr.array(x, store=folder / "x.zarr", chunks=(100, D))
+    return zarr.array(x, store=folder / "x.zarr", chunks=(100, x.shape[1]))
 
 
 FILES = {"memory map": as_memory_map, "hdf5": as_hdf5, "zarr": as_zarr}
@@ -419,7 +287,7 @@ each_file = pytest.mark.parametrize("store", FILES.values(), ids=FILES)
 
 @each_file
 @pytest.mark.parametrize(("architecture", "rel"), [("vanilla", 0.02), ("topk", 0.1)])
-def test_training_from_disk_is_as_good_as_from_memory(x, tmp_path, architecture, rel, store):
+def test_training_from_disk_is_as_good_as_from_memory(x, trained, tmp_path, architecture, rel, store):
     """The batches differ; with TopK, so do local optima."""
     stored, given = store(x, tmp_path), {"architecture": architecture, "steps": 200, "learning_rate": 1e-2}
     memory, disk = (trained(matrix, **given).history[-1] for matrix in (x, stored))
@@ -431,7 +299,7 @@ def test_training_from_disk_is_as_good_as_from_memory(x, tmp_path, architecture,
 
 
 @each_file
-def test_training_from_disk_needs_no_held_out_cells(x, tmp_path, store):
+def test_training_from_disk_needs_no_held_out_cells(x, trained, tmp_path, store):
     stored = store(x, tmp_path)
     assert np.isnan(trained(stored, n_val=0, steps=5).history[-1].val_fvu)
     if isinstance(stored, h5py.Dataset):
@@ -441,7 +309,7 @@ def test_training_from_disk_needs_no_held_out_cells(x, tmp_path, store):
 # ---- Threads
 
 
-def test_any_number_of_threads_trains_the_same_sae(x, monkeypatch):
+def test_any_number_of_threads_trains_the_same_sae(x, trained, assert_equal_weights, monkeypatch):
     monkeypatch.setattr(backend_numba, "PRODUCTS_PER_THREAD", 1)
     for architecture in ("topk", "batchtopk", "vanilla"):
         found = []
@@ -452,46 +320,30 @@ def test_any_number_of_threads_trains_the_same_sae(x, monkeypatch):
         assert found[0].history == found[1].history
 
 
-class Boom(Exception):
-    pass
-
-
-def stopping_at(stop, error):
-    """Make an `on_step` that raises an error after a step."""
-
-    def on_step(step, record):
-        if step == stop:
-            raise error
-
-    return on_step
-
-
 ENDINGS = {
-    "finished": ({}, None),
-    "diverged": ({"learning_rate": 1e6}, DivergedError),
-    "interrupted": ({"on_step": stopping_at(3, KeyboardInterrupt())}, None),
-    "error": ({"on_step": stopping_at(3, Boom())}, Boom),
-    "refused checkpoint": ({"identity": "other"}, CheckpointError),
+    "finished": ({}, None, None),
+    "diverged": ({"learning_rate": 1e6}, None, DivergedError),
+    "interrupted": ({}, KeyboardInterrupt, None),
+    "error": ({}, RuntimeError, RuntimeError),
+    "refused checkpoint": ({"identity": "other"}, None, CheckpointError),
 }
 
 
 @pytest.mark.parametrize("architecture", ["topk", "batchtopk", "jumprelu"])
-@pytest.mark.parametrize(("given", "error"), ENDINGS.values(), ids=ENDINGS)
-def test_threads_are_as_before_however_training_ends(x, monkeypatch, tmp_path, architecture, given, error):
+@pytest.mark.parametrize(("given", "raised", "error"), ENDINGS.values(), ids=ENDINGS)
+def test_threads_are_as_before_however_training_ends(
+    x, trained, stopping_at, monkeypatch, tmp_path, architecture, given, raised, error
+):
     monkeypatch.setattr(backend_numba, "PRODUCTS_PER_THREAD", 1)
     monkeypatch.setattr(backend_numba, "available_threads", lambda: 2)
     if error is CheckpointError:
         given = given | {"checkpoint": tmp_path / "state.npz"}
-        interruption = stopping_at(3, KeyboardInterrupt())
-        trained(x, architecture=architecture, checkpoint=given["checkpoint"], on_step=interruption)
+        trained(x, architecture=architecture, checkpoint=given["checkpoint"], on_step=stopping_at(3))
     before, threads = torch.get_num_threads(), threading.active_count()
     torch.set_num_threads(2)
     try:
-        if error is None:
-            trained(x, architecture=architecture, **given)
-        else:
-            with pytest.raises(error):
-                trained(x, architecture=architecture, **given)
+        with nullcontext() if error is None else pytest.raises(error):
+            trained(x, architecture=architecture, on_step=stopping_at(3, raised) if raised else None, **given)
         assert torch.get_num_threads() == 2
         assert threading.active_count() == threads
     finally:
@@ -502,32 +354,32 @@ def test_threads_are_as_before_however_training_ends(x, monkeypatch, tmp_path, a
 
 
 @each_architecture
-def test_diverged_training_says_what_to_try(x, architecture):
+def test_diverged_training_says_what_to_try(x, trained, architecture):
     message = r"at step \d+ of 20\. The learning rate of 1e\+06 .*try learning_rate=100000\."
     with pytest.raises(DivergedError, match=message):
         trained(x, architecture=architecture, learning_rate=1e6, steps=20)
 
 
 @pytest.mark.parametrize("architecture", ["topk", "relu"])
-def test_a_learning_rate_beyond_all_numbers(x, architecture):
+def test_a_learning_rate_beyond_all_numbers(x, trained, architecture):
     with pytest.raises(DivergedError, match=r"at step [12] of 20.*try learning_rate=1e\+19"):
         trained(x, architecture=architecture, learning_rate=1e20, steps=20)
 
 
 @pytest.mark.parametrize("architecture", ["topk", "vanilla", "gated"])
-def test_values_whose_squares_are_beyond_all_numbers(x, architecture):
+def test_values_whose_squares_are_beyond_all_numbers(x, trained, architecture):
     with pytest.raises(DivergedError, match=r"at step 1 of 20"):
         trained(x * np.float32(1e25), "none", architecture=architecture, steps=20)
 
 
 @pytest.mark.parametrize("factor", [1e-12, 1e12])
-def test_units_of_the_input_do_not_matter(x, factor):
+def test_units_of_the_input_do_not_matter(x, trained, factor):
     one, other = trained(x).history[-1], trained(x.astype(np.float64) * factor).history[-1]
     assert other.fvu == pytest.approx(one.fvu, rel=0.02)
 
 
 @each_architecture
-def test_an_sae_that_starts_badly_has_not_diverged(x, architecture):
+def test_an_sae_that_starts_badly_has_not_diverged(x, trained, architecture):
     """Many features of few inputs overshoot at first; cells far from the origin are badly reconstructed at first."""
     narrow = x[:, :3]
     assert trained(narrow, architecture=architecture, n_features=600, steps=4).steps == 4
@@ -537,7 +389,7 @@ def test_an_sae_that_starts_badly_has_not_diverged(x, architecture):
 # ---- Ending early
 
 
-def test_ends_early_where_nothing_is_gained(x):
+def test_ends_early_where_nothing_is_gained(x, trained):
     found = trained(x, learning_rate=1e-9, steps=400, patience=3)
     # Of the records after every 8 steps, the second to fourth are no better than the first; a quarter more to decay.
     assert (found.steps, found.ended) == (40, "early")
@@ -546,27 +398,27 @@ def test_ends_early_where_nothing_is_gained(x):
     np.testing.assert_allclose(rates[1:] / 1e-9, [16 / 20, 1, 1, 1 / 8])
 
 
-def test_goes_on_where_something_is_gained(x):
+def test_goes_on_where_something_is_gained(x, trained, assert_equal_weights):
     patient, other = (trained(x, steps=100, patience=patience) for patience in (15, None))
     assert patient.ended == "finished"
     assert_equal_weights(patient, other)
 
 
-def test_without_held_out_cells_the_training_cells_tell_that_nothing_is_gained(x):
+def test_without_held_out_cells_the_training_cells_tell_that_nothing_is_gained(x, trained):
     assert trained(x, learning_rate=1e-9, steps=400, patience=3, n_val=0).steps == 40
 
 
-def test_a_run_that_took_all_its_steps_did_not_end_early(x):
+def test_a_run_that_took_all_its_steps_did_not_end_early(x, trained):
     found = trained(x, learning_rate=1e-9, steps=100, patience=42)
     assert (found.steps, found.ended) == (100, "finished")
 
 
-# ---- Interruption and checkpoints
+# ---- Interruption
 
 
 @each_architecture
-def test_interruption_keeps_what_was_trained(x, architecture):
-    found = trained(x, architecture=architecture, steps=60, on_step=stopping_at(39, KeyboardInterrupt()))
+def test_interruption_keeps_what_was_trained(x, trained, stopping_at, architecture):
+    found = trained(x, architecture=architecture, steps=60, on_step=stopping_at(39))
     assert (found.steps, found.ended) == (40, "interrupted")
     assert [record.step for record in found.history] == list(range(1, 41))
     encoded = found.autoencoder.encode(x[:1800])
@@ -574,150 +426,18 @@ def test_interruption_keeps_what_was_trained(x, architecture):
     assert found.history[-1].fvu == pytest.approx(fvu, rel=0.1 if architecture in CALIBRATED else 1e-3)
 
 
-def test_interruption_after_the_first_step_leaves_an_sae_without_history(x):
-    found = trained(x, steps=200, on_step=stopping_at(0, KeyboardInterrupt()))
+def test_interruption_after_the_first_step_leaves_an_sae_without_history(x, trained, stopping_at):
+    found = trained(x, steps=200, on_step=stopping_at(0))
     assert (found.steps, found.ended, found.history) == (1, "interrupted", [])
     assert np.isfinite(found.autoencoder.W_enc).all()
 
 
-@each_architecture
-@pytest.mark.parametrize("stop", [0, 13, 38])
-def test_resumed_training_ends_as_if_it_had_not_been_interrupted(x, tmp_path, architecture, stop):
-    given = {"architecture": architecture, "steps": 40, "l1": 4.0, "learning_rate": 1e-2}
-    whole = trained(x, **given)
-    path = tmp_path / "state.npz"
-    part = trained(x, checkpoint=path, on_step=stopping_at(stop, KeyboardInterrupt()), **given)
-    assert part.steps == stop + 1
-    announced = []
-    rest = trained(x, checkpoint=path, on_step=lambda step, record: announced.append(step), **given)
-    assert announced == list(range(stop + 1, 40))
-    assert_equal_weights(rest, whole)
-    assert rest.history == whole.history
-    assert (rest.steps, rest.ended) == (40, "finished")
-
-
-@pytest.mark.parametrize("architecture", ["topk", "jumprelu"])
-def test_resumed_training_from_disk_goes_on_with_the_next_batch(x, tmp_path, architecture):
-    stored, path = as_memory_map(x, tmp_path), tmp_path / "state.npz"
-    given = {"architecture": architecture, "batch_size": 700, "steps": 20}
-    whole = trained(stored, **given)
-    trained(stored, checkpoint=path, on_step=stopping_at(6, KeyboardInterrupt()), **given)
-    rest = trained(stored, checkpoint=path, **given)
-    assert_equal_weights(rest, whole)
-    assert rest.history == whole.history
-
-
-def test_training_may_be_interrupted_again_and_again(x, tmp_path):
-    path, whole = tmp_path / "state.npz", trained(x, steps=30)
-    for stop in (3, 4, 17):
-        assert trained(x, checkpoint=path, steps=30, on_step=stopping_at(stop, KeyboardInterrupt())).steps == stop + 1
-    assert_equal_weights(trained(x, checkpoint=path, steps=30), whole)
-
-
-def test_training_goes_on_from_the_last_checkpoint_after_a_crash(x, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint_module, "SECONDS_BETWEEN", 0)
-    path, whole = tmp_path / "state.npz", trained(x, steps=200)
-    with pytest.raises(Boom):
-        trained(x, checkpoint=path, steps=200, on_step=stopping_at(50, Boom()))
-    announced = []
-    rest = trained(x, checkpoint=path, steps=200, on_step=lambda step, record: announced.append(step))
-    # There is a record after every four steps.
-    assert announced[0] == 48
-    assert_equal_weights(rest, whole)
-    assert rest.history == whole.history
-    assert [file.name for file in tmp_path.iterdir()] == ["state.npz"]
-
-
-def test_no_checkpoint_is_written_within_a_minute(x, tmp_path):
-    trained(x, checkpoint=tmp_path / "state.npz", steps=5)
-    assert not list(tmp_path.iterdir())
-
-
-def test_resumed_training_that_was_about_to_end_early_does(x, tmp_path):
-    given = {"learning_rate": 1e-9, "steps": 400, "patience": 3}
-    for stop in (20, 35):
-        path = tmp_path / f"{stop}.npz"
-        trained(x, checkpoint=path, on_step=stopping_at(stop, KeyboardInterrupt()), **given)
-        rest = trained(x, checkpoint=path, **given)
-        assert (rest.steps, rest.ended) == (40, "early")
-        assert rest.history == trained(x, **given).history
-
-
-def test_resumed_decay_after_an_early_end_is_an_early_end(x, tmp_path):
-    """Also where the decay itself gains something, so that no record tells."""
-    given = {"learning_rate": 0.3, "steps": 1000, "patience": 1}
-    whole = trained(x, **given)
-    assert whole.ended == "early"
-    (decided,) = (record.step for record in whole.history if record.step + round(record.step / 4) == whole.steps)
-    path = tmp_path / "state.npz"
-    trained(x, checkpoint=path, on_step=stopping_at(decided, KeyboardInterrupt()), **given)
-    rest = trained(x, checkpoint=path, **given)
-    assert rest.history == whole.history
-    assert (rest.steps, rest.ended) == (whole.steps, "early")
-
-
-@pytest.fixture
-def interrupted(x, tmp_path):
-    """The checkpoint of a run that was interrupted after five steps."""
-    path = tmp_path / "state.npz"
-    trained(x, checkpoint=path, on_step=stopping_at(4, KeyboardInterrupt()))
-    return path
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"architecture": "batchtopk"},
-        {"k": 4},
-        {"steps": 61},
-        {"learning_rate": 1e-3},
-        {"seed": 1},
-        {"groups": (8, 32)},
-        {"identity": "other cells"},
-    ],
-    ids=lambda changed: next(iter(changed)),
-)
-def test_checkpoint_of_something_else_is_refused(x, interrupted, changed):
-    before = interrupted.read_bytes()
-    with pytest.raises(CheckpointError, match=r"state\.npz was written with other settings or other data"):
-        trained(x, checkpoint=interrupted, **changed)
-    assert interrupted.read_bytes() == before
-
-
-def truncated(content):
-    return content[: len(content) // 2]
-
-
-DAMAGED = {
-    "truncated": truncated,
-    "empty": lambda content: b"",
-    "text": lambda content: b"step,loss\n1,2\n",
-    "a byte changed": lambda content: content[:2000] + bytes([content[2000] ^ 255]) + content[2001:],
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGED.values(), ids=DAMAGED)
-def test_damaged_checkpoint_is_refused_by_name(x, interrupted, damage):
-    interrupted.write_bytes(damage(interrupted.read_bytes()))
-    with pytest.raises(CheckpointError, match=r"state\.npz"):
-        trained(x, checkpoint=interrupted)
-
-
-def test_file_that_is_no_checkpoint_is_refused_by_name(x, tmp_path):
-    np.savez(tmp_path / "state.npz", a=np.zeros(3))
-    with pytest.raises(CheckpointError, match=r"state\.npz"):
-        trained(x, checkpoint=tmp_path / "state.npz")
-
-
-def test_ctrl_c_waits_for_the_end_of_the_step():
+def test_ctrl_c_waits_for_the_end_of_the_step(x, trained):
     """A real signal, sent from another thread while training runs."""
-    x = np.random.default_rng(0).standard_normal((500, 20)).astype(np.float32)
-    scaling = fit_scaling(x, "center")
-    settings = Settings("topk", 32, (32,), 4, None, None, 1e-3, 10**7, 64, 0, "cpu")
     timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
-    trained = train(x, scaling, settings, train_rows=np.arange(500), val_rows=np.arange(0))
+    found = trained(x, steps=10**7)
     timer.join()
-    assert trained.ended == "interrupted" and 0 < trained.steps < 10**7
-    assert np.isfinite(trained.autoencoder.W_dec).all()
+    assert found.ended == "interrupted" and 0 < found.steps < 10**7
+    assert np.isfinite(found.autoencoder.W_dec).all()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -17,17 +17,15 @@ from .backend import Arrays, Backend, Settings
 from .backend_numba import NumbaBackend
 from .backend_torch import TorchBackend
 from .checkpoint import Checkpoint
-from .initial import initial_weights, unit
+from .initial import initial_weights
 from .preprocess import Scaling
+from .restart import restart_dead, restart_steps
 from .rows import Matrix, read_rows, shuffled_batches
 from .schedule import Schedule
 
 N_RECORDS = 50
 MAX_EVALUATED = 2048
 MIN_CALIBRATED, MAX_CALIBRATED = 1000, 8192
-N_RESTARTS, RESTART_EVERY, RESTART_UNTIL = 50, 50, 0.8
-RESTART_SHARE, WORTH_A_RESTART = 10, 0.01
-RESTART_LENGTH, RESTART_LENGTH_PENALISED = 1.0, 0.2
 DEAD_AFTER_PASSES = 2
 IMPROVEMENT = 1e-3
 DIVERGED = 10
@@ -129,7 +127,7 @@ def train(
         worst = DIVERGED * _start_loss(backend, evaluated[0], settings)
         idle = DEAD_AFTER_PASSES * -(-len(train_rows) // settings.batch_size)
         record_every = max(1, settings.steps // N_RECORDS)
-        restarts = _restart_steps(settings, idle)
+        restarts = restart_steps(settings, idle)
         schedule = Schedule(settings.steps, constant=settings.paper)
         first, rows = (0, []) if checkpoint is None else checkpoint.resume(backend, schedule)
         history = [Record(int(row[0]), *row[1:]) for row in rows]
@@ -151,7 +149,7 @@ def train(
                 if not loss < worst:
                     raise _diverged(loss, step, schedule, settings)
                 if step in restarts:
-                    _restart_dead(backend, y, step, idle, settings)
+                    restart_dead(backend, y, step, idle, settings)
                 record = None
                 if (step + 1) % record_every == 0 or step + 1 == schedule.steps:
                     dead = float((step - backend.last_fired >= idle).mean())
@@ -215,36 +213,6 @@ def _diverged(loss: float, step: int, schedule: Schedule, settings: Settings) ->
         f"The loss is {loss} at step {step + 1} of {schedule.steps}. The learning rate of {settings.learning_rate:g} is probably "
         f"too high: try learning_rate={settings.learning_rate / 10:g}."
     )
-
-
-def _restart_steps(settings: Settings, idle: int) -> range:
-    """Return the steps after which idle features start again: none near the end, where they could not learn any more."""
-    if settings.paper:
-        return range(0)
-    every = max(RESTART_EVERY, settings.steps // N_RESTARTS, idle)
-    return range(every - 1, int(RESTART_UNTIL * settings.steps), every)
-
-
-def _restart_dead(backend: Backend, y: np.ndarray, step: int, idle: int, settings: Settings) -> None:
-    """Point features that were idle for so many steps at what is missing in the reconstruction of random cells.
-
-    At most a tenth of all features at a time, those idle longest first. Their encoders get the mean length of the others,
-    or a fifth of it where a penalty has to hold them down (Bricken et al. 2023). Where almost nothing is missing, spare
-    features stay dead.
-    """
-    dead = np.flatnonzero(step - backend.last_fired >= idle)
-    if len(dead) == 0:
-        return
-    residuals, _ = backend.evaluate(y)
-    if not np.square(residuals, dtype=np.float64).sum() > WORTH_A_RESTART * np.square(y, dtype=np.float64).sum():
-        return
-    lengths = np.linalg.norm(np.delete(backend.weights()["W_enc"], dead, axis=0), axis=1)
-    most = min(max(1, settings.n_features // RESTART_SHARE), len(y))
-    dead = dead[np.argsort(backend.last_fired[dead], kind="stable")[:most]]
-    rng = np.random.default_rng([settings.seed, step])
-    missing = -residuals[rng.choice(len(y), len(dead), replace=False)]
-    length = RESTART_LENGTH if settings.k is not None else RESTART_LENGTH_PENALISED
-    backend.restart(dead, unit(missing), length * float(lengths.mean() if len(lengths) else 1.0))
 
 
 def _stalled(history: list[Record], patience: int) -> bool:
