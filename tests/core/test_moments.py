@@ -92,6 +92,20 @@ def test_means_far_above_the_spread(layout, ratio):
     assert_moments(reference, x, a == 0, rtol=1e-6)
 
 
+@pytest.mark.parametrize("few", ["positive", "reference"])
+def test_a_small_group_is_not_what_rounding_leaves_of_all_cells(few):
+    """A gene with values around 1 in a tenth of the cells and around a million in the others."""
+    rng = np.random.default_rng(0)
+    inside = np.arange(500) % 10 == 0
+    x = np.where(inside, 1.0, 1e6)[:, None] * rng.uniform(0.5, 1.5, size=(500, 3))
+    # A zero, so that the mean is not subtracted.
+    x[0] = 0
+    a = inside if few == "positive" else ~inside
+    positive, reference = measured(a[:, None].astype(float), sparse.csr_matrix(x))
+    found = positive if few == "positive" else reference
+    assert_moments(found, x, inside[:, None], rtol=1e-12)
+
+
 def test_spread_within_a_group_that_is_lost_is_counted():
     rng = np.random.default_rng(0)
     a, x = activity(n=500), expression(n=500)
