@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from dataclasses import replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +17,8 @@ from ..core.architectures import ARCHITECTURES
 from ..core.preprocess import PREPROCESS, Preprocess, fit_scaling
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from ..core.autoencoder import Autoencoder
     from ..core.backend import Settings
     from ..core.preprocess import Scaling
@@ -176,7 +179,7 @@ def fit(
 
     from ..core.checkpoint import Checkpoint
     from ..core.defaults import choose_settings
-    from ..core.train import HISTORY_COLUMNS, choose_device
+    from ..core.train import choose_device, train
 
     held = holder(data, mod)
     _schema.check_key(key_added, held)
@@ -191,12 +194,11 @@ def fit(
     if n < MIN_CELLS:
         raise ValueError(f"{found.where} has {n} cells; an SAE needs at least {MIN_CELLS}.")
 
-    seed = int(np.random.default_rng(rng).integers(2**31)) if not isinstance(rng, int | np.integer) else int(rng)
+    seed = int(rng) if isinstance(rng, int | np.integer) else int(np.random.default_rng(rng).integers(2**31))
     train_rows, val_rows = _split(n, validation, seed, found.where)
     scaling = fit_scaling(x, "none" if preprocess is None and recipe == "paper" else preprocess)
     if len(scaling.kept) < d:
         logg.warning(f"{d - len(scaling.kept)} of {d} columns of {found.where} are constant; they get zero weight.")
-
     settings = choose_settings(
         n,
         d,
@@ -214,22 +216,24 @@ def fit(
         seed=seed,
         device=choose_device(device),
     )
+
     start = logg.info(f"training {settings.n_features} features on {found.where} ({n} × {d})")
-    cells = fingerprint(held, x)
-    identity = f"{cells} {n} {scaling.kind} {validation}"
     choice: dict[str, Any] = {}
     if k == "auto":
         settings, choice = _with_chosen_k(x, scaling, settings, train_rows, val_rows)
-    trained = _train_with_bar(
-        x,
-        scaling,
-        settings,
-        progress,
-        train_rows=train_rows,
-        val_rows=val_rows,
-        patience=early_stopping,
-        checkpoint=None if checkpoint is None else Checkpoint(Path(checkpoint), settings, identity),
-    )
+    cells = fingerprint(held, x)
+    identity = f"{cells} {n} {scaling.kind} {validation}"
+    with progress_bar(settings.steps, "fit", "step", shown=progress) as bar:
+        trained = train(
+            x,
+            scaling,
+            settings,
+            train_rows=train_rows,
+            val_rows=val_rows,
+            patience=early_stopping,
+            checkpoint=None if checkpoint is None else Checkpoint(Path(checkpoint), settings, identity),
+            on_step=partial(_show, bar),
+        )
     if trained.ended == "interrupted":
         logg.warning(f"interrupted after {trained.steps} of {settings.steps} steps; what was trained so far is kept.")
 
@@ -248,16 +252,8 @@ def fit(
         "fingerprint": cells,
         "version": importlib.metadata.version("scsae"),
     }
-    stored = {
-        "schema_version": _schema.SCHEMA_VERSION,
-        "params": params,
-        "weights": _stored_weights(trained.autoencoder, found.names),
-        "history": _schema.plain_index(
-            pd.DataFrame([vars(record) for record in trained.history], columns=HISTORY_COLUMNS)
-        ),
-    }
     _schema.drop_results(held, key_added)
-    _schema.write(held, key_added, stored)
+    _schema.write(held, key_added, _stored(params, trained, found.names))
     logg.info(
         "    finished",
         time=start,
@@ -284,8 +280,8 @@ def _with_chosen_k(
     from ..core.choose_k import EXPLAINED, choose_k
 
     chosen = choose_k(x, scaling, settings, train_rows=train_rows, val_rows=val_rows)
-    rule = f"the smallest k that leaves less than {EXPLAINED:.0%} of held-out cells unexplained"
-    how = rule if chosen.found else f"the default: no k was {rule}"
+    less = f"less than {EXPLAINED:.0%} of held-out cells unexplained"
+    how = f"the smallest k that leaves {less}" if chosen.found else f"the default: no k leaves {less}"
     logg.info(f"    k = {chosen.k}, {how}")
     tried = sorted(chosen.tried)
     return replace(settings, k=chosen.k), {
@@ -318,13 +314,21 @@ def _stored_scaling(scaling: Scaling, d: int) -> dict[str, Any]:
     }
 
 
-def _stored_weights(trained: Autoencoder, input_names: np.ndarray | None) -> dict[str, np.ndarray]:
-    weights: dict[str, np.ndarray] = {name: getattr(trained, name) for name in _schema.WEIGHTS}
-    if trained.threshold is not None:
-        weights["threshold"] = trained.threshold
+def _stored(params: dict[str, Any], trained: Trained, input_names: np.ndarray | None) -> dict[str, Any]:
+    from ..core.train import HISTORY_COLUMNS
+
+    weights = {name: getattr(trained.autoencoder, name) for name in _schema.WEIGHTS}
+    if trained.autoencoder.threshold is not None:
+        weights["threshold"] = trained.autoencoder.threshold
     if input_names is not None:
         weights["input_names"] = input_names.astype(object)
-    return weights
+    history = pd.DataFrame([vars(record) for record in trained.history], columns=HISTORY_COLUMNS)
+    return {
+        "schema_version": _schema.SCHEMA_VERSION,
+        "params": params,
+        "weights": weights,
+        "history": _schema.plain_index(history),
+    }
 
 
 def _check_positive(**settings: float | None) -> None:
@@ -363,19 +367,11 @@ def _check_sparsity(architecture: str, **given: float | str | None) -> None:
             raise ValueError(f"{name}={value} is negative; the penalty must be 0 or more.")
 
 
-def _train_with_bar(x: Matrix, scaling: Scaling, settings: Settings, progress: bool, **how: Any) -> Trained:
-    from ..core.train import train
-
-    with progress_bar(settings.steps, "fit", "step", shown=progress) as bar:
-
-        def on_step(step: int, record: Record | None) -> None:
-            bar.update()
-            if record is not None:
-                bar.set_postfix(
-                    fvu=f"{record.fvu:.3f}", l0=f"{record.l0:.1f}", dead=f"{record.dead_fraction:.0%}", refresh=False
-                )
-
-        return train(x, scaling, settings, on_step=on_step, **how)
+def _show(bar: tqdm, step: int, record: Record | None) -> None:
+    bar.update()
+    if record is not None:
+        found = {"fvu": f"{record.fvu:.3f}", "l0": f"{record.l0:.1f}", "dead": f"{record.dead_fraction:.0%}"}
+        bar.set_postfix(found, refresh=False)
 
 
 def _goodness(
