@@ -139,6 +139,29 @@ def test_sparsity_that_was_asked_for_is_kept(make_adata, architecture):
     assert 0.9 * params["l0"] + 0.1 * params["val_l0"] == pytest.approx(l0, rel=1e-3)
 
 
+def test_automatic_k_is_stored_with_what_was_tried(tmp_path):
+    """Cells are sums of three of 16 programs."""
+    rng = np.random.default_rng(0)
+    programs, active = rng.normal(size=(16, 16)), rng.random((1000, 16)).argsort(axis=1) < 3
+    adata = ad.AnnData(obsm={"X_pca": (np.where(active, rng.uniform(1, 2, size=(1000, 16)), 0) @ programs)})
+    sae.tl.fit(adata, k="auto", preprocess="whiten", n_features=32, steps=600)
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    for params in (adata.uns["sae"]["params"], ad.read_h5ad(tmp_path / "cells.h5ad").uns["sae"]["params"]):
+        tried = dict(zip(params["k_tried"].tolist(), params["k_tried_unexplained"].tolist(), strict=True))
+        assert list(tried) == sorted(tried)
+        assert params["k"] == min(k for k, unexplained in tried.items() if unexplained < 0.01)
+        assert params["k_choice"] == "the smallest k that leaves less than 1% of held-out cells unexplained"
+
+
+def test_automatic_k_falls_back_on_the_default(make_adata):
+    adata = make_adata()
+    sae.tl.fit(adata, k="auto", steps=20)
+    params = adata.uns["sae"]["params"]
+    assert params["k"] == 4
+    assert params["k_choice"] == "the default: no k leaves less than 1% of held-out cells unexplained"
+    assert (params["k_tried_unexplained"] > 0.01).all()
+
+
 ONE_SEED = [(name, "center", 0.1) for name in ARCHITECTURES]
 ONE_SEED += [("topk", preprocess, 0.1) for preprocess in ("standardize", "whiten", "none")] + [("topk", "center", 0)]
 
