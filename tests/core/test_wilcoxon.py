@@ -1,17 +1,22 @@
 from __future__ import annotations
 
+import itertools
+
+import h5py
 import numpy as np
 import pytest
+from anndata.io import sparse_dataset, write_elem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_np
 from scipy import sparse, stats
 
+from sae.core import columns, moments
 from sae.core import differential as welch_module
 from sae.core import wilcoxon as module
 from sae.core.groups import active_groups
 from sae.core.moments import scan
-from sae.core.wilcoxon import RankSum, rank_cells, wilcoxon
+from sae.core.wilcoxon import RankSum, Strata, rank_cells, wilcoxon
 
 LAYOUTS = {"dense": np.asarray, "csr": sparse.csr_matrix}
 each_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
@@ -47,9 +52,18 @@ def activity(n=50, h=7, *, seed=1):
     return np.where(rng.random((n, h)) < np.linspace(0.15, 0.85, h), rng.uniform(0.1, 1, size=(n, h)), 0)
 
 
-def compared(a, x, *, min_cells=1) -> RankSum:
+def batches(n=50, *, seed=2):
+    """Batch of each cell (n,), of different sizes."""
+    return np.random.default_rng(seed).choice(4, n, p=[0.1, 0.2, 0.3, 0.4])
+
+
+CODES = {"plain": lambda n: None, "strata": batches}
+each_codes = pytest.mark.parametrize("codes", CODES.values(), ids=CODES)
+
+
+def compared(a, x, codes=None, *, min_cells=1) -> RankSum:
     """All blocks as one."""
-    blocks = list(wilcoxon(sparse.csr_matrix(a), x, min_cells=min_cells))
+    blocks = list(wilcoxon(sparse.csr_matrix(a), x, codes, min_cells=min_cells))
     assert blocks
     return RankSum(**{name: np.concatenate([vars(block)[name] for block in blocks]) for name in vars(blocks[0])})
 
@@ -83,15 +97,71 @@ def test_statistics_are_those_of_scipy(layout, expression):
 
 @each_layout
 @each_expression
+@each_codes
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (36, 70, 30), (60, 200, 120)], ids=str)
-def test_blocks_do_not_change_the_result(layout, expression, sizes, monkeypatch):
+def test_blocks_do_not_change_the_result(layout, expression, codes, sizes, monkeypatch):
     a, x = activity(), expression()
-    at_once = compared(a, layout(x))
-    for name, size in zip(("BLOCK_VALUES", "RANKED_VALUES", "SUM_VALUES"), sizes, strict=True):
-        monkeypatch.setattr(module, name, size)
+    at_once = compared(a, layout(x), codes(50))
+    monkeypatch.setattr(module, "BLOCK_VALUES", sizes[0])
+    monkeypatch.setattr(columns, "COLUMN_VALUES", sizes[1])
+    monkeypatch.setattr(module, "SUM_VALUES", sizes[2])
     assert len(list(wilcoxon(sparse.csr_matrix(a), layout(x), min_cells=1))) > 1
-    for name, values in vars(at_once).items():
-        np.testing.assert_array_equal(vars(compared(a, layout(x)))[name], values, err_msg=name)
+    # Products with the strata are summed by BLAS in an order that depends on the block.
+    assert_same(compared(a, layout(x), codes(50)), at_once, rtol=1e-13 if codes is batches else 0, atol=1e-14)
+
+
+@each_layout
+@each_codes
+@pytest.mark.parametrize("n_threads", [2, 3, 8])
+def test_threads_do_not_change_the_result(layout, codes, n_threads, monkeypatch):
+    a, x = activity(), layout(signed())
+    monkeypatch.setattr(module, "BLOCK_VALUES", 2 * 12)
+    monkeypatch.setattr(columns, "COLUMN_VALUES", 200)
+    monkeypatch.setattr(module, "available_threads", lambda: 1)
+    alone = compared(a, x, codes(50))
+    monkeypatch.setattr(module, "available_threads", lambda: n_threads)
+    assert_same(compared(a, x, codes(50)), alone, rtol=0)
+
+
+def on_disk(x, folder):
+    file = h5py.File(folder / "x.h5ad", "w")
+    write_elem(file, "x", sparse.csr_matrix(x))
+    return sparse_dataset(file["x"])
+
+
+def memory_map(x, folder):
+    np.save(folder / "x.npy", x)
+    return np.load(folder / "x.npy", mmap_mode="r")
+
+
+@each_expression
+@each_codes
+@pytest.mark.parametrize("place", [on_disk, memory_map])
+def test_matrix_on_disk_gives_what_it_gives_in_memory(place, expression, codes, tmp_path, monkeypatch):
+    monkeypatch.setattr(columns, "DISK_COLUMN_VALUES", 120)
+    monkeypatch.setattr(moments, "CHUNK_ROWS", 7)
+    a, x = activity(), expression()
+    assert_same(compared(a, place(x, tmp_path), codes(50)), compared(a, x, codes(50)), rtol=0)
+
+
+class Counted:
+    """Rows on disk, and how often they were read."""
+
+    def __init__(self, x):
+        self._x, self.shape, self.n_read = x, x.shape, 0
+
+    def __getitem__(self, rows):
+        self.n_read += rows.stop - rows.start
+        return self._x[rows]
+
+
+@pytest.mark.parametrize(("codes", "rounds"), [(None, 2), (batches(), 4)], ids=CODES)
+def test_genes_are_ranked_again_for_the_features_whose_sums_do_not_fit(codes, rounds, monkeypatch):
+    a, x = activity(h=7), Counted(counts())
+    monkeypatch.setattr(module, "BLOCK_VALUES", 12)
+    monkeypatch.setattr(module, "SUM_VALUES", 4 * 12)
+    assert_same(compared(a, x, codes), compared(a, counts(), codes), rtol=0)
+    assert x.n_read == 50 * (1 + rounds)
 
 
 @pytest.mark.parametrize("sums", [1, 50, 60, 80, 1000])
@@ -169,6 +239,19 @@ def test_log_p_goes_on_where_p_ends(layout, n, underflows):
 
 
 @each_layout
+def test_log_p_is_finite_and_in_the_order_of_the_scores(layout):
+    rng = np.random.default_rng(0)
+    a = (np.arange(6000)[:, None] < 3000).astype(np.float64)
+    x = rng.normal(10, size=(6000, 200)) + a * np.linspace(0, 8, 200)
+    found = compared(a, layout(x))
+    score, log_pval = np.abs(found.score[0]), found.log_pval[0]
+    assert (found.pval == 0).any()
+    assert log_pval.min() < -1900
+    order = np.argsort(score)
+    assert (np.diff(log_pval[order])[np.diff(score[order]) > 0] < 0).all()
+
+
+@each_layout
 def test_gene_of_one_cell_among_very_many_keeps_the_digits(layout):
     n = 300_000
     a, x = np.zeros((n, 1)), np.zeros((n, 1))
@@ -203,66 +286,13 @@ def test_cell_with_a_stored_value_that_is_not_positive_is_inactive(value):
     assert_same(compared(stored, x), compared(a, x), rtol=0)
 
 
-def with_stored_zeros(x):
+@each_codes
+def test_stored_zeros_are_zeros(codes):
+    a, x = activity(), signed()
     stored = sparse.csr_matrix(np.ones_like(x))
     stored.data[:] = x.ravel()
-    assert stored.nnz == x.size > np.count_nonzero(x)
-    return stored
-
-
-def reversed_within_rows(x):
-    rows = sparse.csr_matrix(x)
-    for start, stop in zip(rows.indptr[:-1], rows.indptr[1:], strict=True):
-        rows.indices[start:stop] = rows.indices[start:stop][::-1].copy()
-        rows.data[start:stop] = rows.data[start:stop][::-1].copy()
-    return sparse.csr_matrix((rows.data, rows.indices, rows.indptr), shape=x.shape)
-
-
-def changed_after_a_look(x):
-    rows = sparse.csr_matrix(x)
-    assert rows.has_canonical_format
-    other = reversed_within_rows(x)
-    rows.indices[:], rows.data[:] = other.indices, other.data
-    assert rows.has_canonical_format
-    return rows
-
-
-def with_repeated_entries(x):
-    rows = sparse.csr_matrix(x)
-    halves = np.repeat(rows.data / 2, 2), np.repeat(rows.indices, 2), rows.indptr * 2
-    return sparse.csr_matrix(halves, shape=x.shape)
-
-
-def with_long_indices(x):
-    rows = sparse.csr_matrix(x)
-    rows.indices, rows.indptr = rows.indices.astype(np.int64), rows.indptr.astype(np.int64)
-    return rows
-
-
-STORED = {
-    "zeros": with_stored_zeros,
-    "unsorted": reversed_within_rows,
-    "unsorted and does not know": changed_after_a_look,
-    "repeated": with_repeated_entries,
-    "long indices": with_long_indices,
-    "sparse array": sparse.csr_array,
-    "column order": np.asfortranarray,
-}
-
-
-@pytest.mark.parametrize("stored", STORED.values(), ids=STORED)
-@each_expression
-def test_result_does_not_depend_on_how_expression_is_stored(stored, expression, monkeypatch):
-    monkeypatch.setattr(module, "RANKED_VALUES", 150)
-    a, x = activity(), expression(seed=3)
-    x[0] = 0
-    other = stored(x)
-    np.testing.assert_array_equal(other.toarray() if sparse.issparse(other) else other, x)
-    before = other.copy()
-    assert_same(compared(a, other), compared(a, x), rtol=0)
-    if sparse.issparse(other):
-        for part in ("data", "indices", "indptr"):
-            np.testing.assert_array_equal(getattr(other, part), getattr(before, part))
+    assert stored.nnz > np.count_nonzero(x)
+    assert_same(compared(a, stored, codes(50)), compared(a, x, codes(50)), rtol=0)
 
 
 @each_layout
@@ -272,19 +302,36 @@ def test_expression_of_any_number_type_is_ranked(layout, dtype):
     assert_as_scipy(compared(a, layout(x)), a, x.astype(np.float64))
 
 
+def stored(column):
+    cells = np.flatnonzero(column).astype(np.int32)
+    return cells, column[cells]
+
+
+def strata(codes):
+    return Strata(codes.astype(np.int32), np.bincount(codes))
+
+
 @each_expression
-def test_ranks_and_ties_are_those_of_scipy(expression):
-    x = expression()
-    ranks = rank_cells(sparse.csc_matrix(x))
-    np.testing.assert_array_equal((ranks.twice.toarray() + ranks.zero) / 2, stats.rankdata(x, axis=0))
-    n = len(x)
-    np.testing.assert_allclose(ranks.spread / (n**3 - n), [stats.tiecorrect(column) for column in x.T], rtol=1e-14)
+def test_ranks_and_ties_are_those_of_scipy_in_each_stratum(expression):
+    codes = batches()
+    for column in expression().T:
+        cells, values = stored(column)
+        ranks, centre, spread = rank_cells(cells, values, strata(codes))
+        for b in range(4):
+            expected, n = stats.rankdata(column[codes == b]), (codes == b).sum()
+            # Twice the rank less its mean (n + 1)/2; cells that are not stored have that of zero.
+            found = np.full(50, centre[b])
+            found[cells] += ranks
+            np.testing.assert_array_equal(found[codes == b], 2 * expected - n - 1)
+            np.testing.assert_allclose(spread[b], stats.tiecorrect(expected) * (n**3 - n), rtol=1e-14)
 
 
 def test_ties_of_millions_of_cells_do_not_overflow():
     n, n_ones = 4_000_000, 2_000_000
-    ones = sparse.csc_matrix((np.ones(n_ones), np.arange(n_ones), [0, n_ones]), shape=(n, 1))
-    assert rank_cells(ones).spread == n**3 - n_ones**3 - (n - n_ones) ** 3
+    ones = np.arange(n_ones, dtype=np.int32)
+    _, centre, spread = rank_cells(ones, np.ones(n_ones), strata(np.zeros(n, np.int64)))
+    assert centre == -n_ones
+    assert spread == n**3 - n_ones**3 - (n - n_ones) ** 3
 
 
 @pytest.mark.parametrize("n_active", [5, 100])
@@ -313,3 +360,120 @@ def test_any_ties_are_those_of_scipy_in_every_layout(x, data):
     np.testing.assert_array_equal(np.isnan(dense.pval[0]), ~varies)
     of_varying = [values[:, varies] for name, values in vars(dense).items() if name != "features"]
     assert_as_scipy(RankSum(dense.features, *of_varying), a, x[:, varies])
+
+
+def van_elteren(active, values, codes):
+    """z, AUROC and p of one gene by a loop: the variance is that of a sum of n₁ of the n ranks drawn without replacement."""
+    w = variance = u = pairs = 0
+    for b in np.unique(codes):
+        inside, on = codes == b, active[codes == b]
+        n, n1, n0 = inside.sum(), on.sum(), (~on).sum()
+        if n1 and n0:
+            ranks = stats.rankdata(values[inside])
+            w += (ranks[on].sum() - n1 * (n + 1) / 2) / (n + 1)
+            variance += n1 * n0 / n * ranks.var(ddof=1) / (n + 1) ** 2
+            u += (np.sign(values[inside][on][:, None] - values[inside][~on]) / 2 + 0.5).sum()
+            pairs += n1 * n0
+    if variance < 1e-12:
+        return 0, u / pairs if pairs else 0.5, np.nan
+    z = w / np.sqrt(variance)
+    return z, u / pairs, 2 * stats.norm.sf(abs(z))
+
+
+def assert_as_loop(found, a, x, codes):
+    for row, feature in enumerate(found.features):
+        columns = [van_elteren(a[:, feature] > 0, column, codes) for column in x.T]
+        score, auroc, pval = np.array(columns).T
+        np.testing.assert_allclose(found.score[row], score, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(found.auroc[row], auroc, rtol=1e-13)
+        np.testing.assert_allclose(found.pval[row], pval, rtol=1e-8)
+        np.testing.assert_allclose(found.log_pval[row], np.log(pval), rtol=1e-8, atol=1e-8)
+
+
+@each_layout
+@each_expression
+def test_strata_are_combined_as_in_a_loop(layout, expression):
+    a, x = activity(), expression()
+    assert_as_loop(compared(a, layout(x), batches()), a, x, batches())
+
+
+@each_expression
+def test_scores_of_all_assignments_within_strata_have_variance_one(expression):
+    x = expression(n=9)
+    choices = itertools.product(itertools.combinations(range(4), 2), itertools.combinations(range(4, 9), 2))
+    a = np.array([np.isin(np.arange(9), np.concatenate(chosen)) for chosen in choices], float).T
+    assert a.shape == (9, 60)
+    found = compared(a, x, np.repeat([0, 1], [4, 5]))
+    tested = ~np.isnan(found.pval[0])
+    assert tested.sum() > 5
+    np.testing.assert_allclose(found.score.mean(axis=0), 0, atol=1e-12)
+    np.testing.assert_allclose((found.score**2).mean(axis=0)[tested], 1, rtol=1e-12)
+
+
+@each_layout
+@each_expression
+@pytest.mark.parametrize("code", [0, 7])
+def test_lone_stratum_is_the_plain_test(layout, expression, code):
+    a, x = activity(), expression()
+    assert_same(compared(a, layout(x), np.full(50, code)), compared(a, layout(x)), rtol=0)
+
+
+def test_names_of_strata_do_not_matter():
+    a, x, codes = activity(), signed(), batches()
+    named = np.array(["d", "b", "a", "c"])[codes]
+    assert_same(compared(a, x, named), compared(a, x, codes), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("value", [0, 1])
+def test_stratum_with_cells_of_one_kind_adds_nothing(value):
+    a, x, codes = activity(n=80), signed(n=80), batches(n=80)
+    a[codes == 3] = value
+    kept = codes < 3
+    assert_same(compared(a, x, codes), compared(a[kept], x[kept], codes[kept]), rtol=1e-10, atol=1e-12)
+
+
+def test_what_differs_only_between_strata_is_not_tested():
+    a, codes = activity(h=2), batches()
+    x = np.column_stack([codes, -codes / 7, signed(g=1)[:, 0]])
+    a[:, 1] = codes > 1
+    found = compared(a, x, codes)
+    untested = np.array([[True, True, False], [True, True, True]])
+    for name in ("pval", "log_pval", "padj"):
+        np.testing.assert_array_equal(np.isnan(vars(found)[name]), untested)
+    assert (found.score[untested] == 0).all()
+    assert (found.auroc[untested] == 0.5).all()
+
+
+def test_batch_that_a_feature_prefers_does_not_make_the_p_value():
+    rng = np.random.default_rng(0)
+    n, g = 600, 1000
+    codes = np.repeat([0, 1, 2], n // 3)
+    a = (rng.random((n, 1)) < np.array([0.1, 0.3, 0.6])[codes, None]).astype(float)
+    x = rng.normal(size=(n, g)) + codes[:, None]
+    assert (compared(a, x).pval < 1e-5).mean() > 0.99
+    found = compared(a, x, codes)
+    for threshold in (0.5, 0.1, 0.01):
+        assert stats.binomtest(int((found.pval < threshold).sum()), g, threshold).pvalue > 1e-3, threshold
+    np.testing.assert_allclose([found.score.mean(), found.score.std()], [0, 1], atol=0.08)
+    raised = compared(a, x + 0.8 * a, codes)
+    assert (raised.score > 3).mean() > 0.99
+    assert (raised.auroc > 0.6).all()
+
+
+def test_codes_are_of_all_cells():
+    with pytest.raises(ValueError, match=r"codes has shape \(49,\), but there are 50 cells"):
+        list(wilcoxon(sparse.csr_matrix(activity()), counts(), np.zeros(49), min_cells=1))
+
+
+@settings(deadline=None)
+@given(x=st_np.arrays(np.float64, shapes, elements=st.integers(-3, 9).map(lambda i: i / 4)), data=st.data())
+def test_any_ties_in_any_strata_are_those_of_a_loop(x, data):
+    n = len(x)
+    a = np.array(data.draw(st.lists(st.booleans(), min_size=n, max_size=n)), float)[:, None]
+    a[0], a[-1] = 1, 0
+    codes = np.array(data.draw(st.lists(st.integers(0, 5), min_size=n, max_size=n)))
+    if len(np.unique(codes)) == 1:
+        codes[0] += 1
+    found = compared(a, x, codes)
+    assert_as_loop(found, a, x, codes)
+    assert_same(compared(a, sparse.csr_matrix(x), codes), found, rtol=0)

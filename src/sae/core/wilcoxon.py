@@ -1,27 +1,29 @@
 """Wilcoxon rank-sum test of every feature's active against its inactive cells, all genes at once.
 
-A gene is ranked once for all features. Ranks count from that of zero, so that cells without the gene add nothing, and are
-kept as twice the rank: average ranks end in .5, and sums of integers are exact in any order.
+A gene is ranked once for all features. Its cells are then visited once, and each adds its rank to the features active in it:
+the sums of one gene stay in the processor's cache. Ranks count from that of zero, so that cells without the gene add
+nothing, and are doubled: average ranks end in .5, and float64 holds sums of integers exactly up to 67 million cells.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numba import njit
 from scipy import sparse, special
 
+from .columns import GeneBlock, GeneColumns
 from .differential import BLOCK_VALUES
 from .rows import Matrix, row_blocks
 from .statistics import benjamini_hochberg
+from .workers import Workers, available_threads, in_order
 
-RANKED_VALUES = 8_000_000
-"""Values sorted at a time; 0.5 GB at most."""
 SUM_VALUES = 128_000_000
-"""Rank sums (features × genes) held at a time, 1 GB; where there are more, genes are ranked again for the next features."""
+"""Rank sums (features × genes, twice with strata) held at a time, 1 GB; for further features all genes are ranked again."""
 
 _compiled: Any = njit(nogil=True, cache=True, error_model="numpy")
 
@@ -41,199 +43,234 @@ class RankSum:
 
 
 @dataclass(frozen=True)
-class Ranks:
-    """Ranks of the cells in each of some genes, average ranks for ties."""
+class Strata:
+    """Groups of cells that are ranked apart."""
 
-    twice: sparse.csc_matrix
-    """(n, genes), int64: twice the rank less `zero`. Cells that are not stored have the rank of zero."""
-    zero: np.ndarray
-    """(genes,), int64: twice the rank of a cell without the gene."""
+    codes: np.ndarray
+    """(n,) stratum of each cell, from 0."""
+    sizes: np.ndarray
+    """(strata,) cells of each."""
+
+    @property
+    def weights(self) -> np.ndarray:
+        """(strata,) van Elteren's 1/(n_b + 1) in units of 1/(n + 1), and so exactly 1 for a lone stratum."""
+        return (len(self.codes) + 1) / (self.sizes + 1)
+
+
+@dataclass(frozen=True)
+class RankSums:
+    """What every gene's ranks add up to.
+
+    A rank is twice that among the cells of the stratum, from 1, with average ranks for ties.
+    """
+
+    sums: np.ndarray
+    """(genes, features), over the active cells of each feature, of the rank less that of a cell without the gene."""
+    weighted: np.ndarray
+    """The same, each rank times the weight of its stratum."""
+    centre: np.ndarray
+    """(strata, genes): rank of a cell without the gene less the mean rank n + 1."""
     spread: np.ndarray
-    """(genes,): n³ − Σ t³ over groups of t tied cells; 0 for a constant gene."""
+    """(strata, genes): n³ − Σ t³ over groups of t tied cells; 0 for a constant gene."""
+
+    def of(self, features: slice) -> RankSums:
+        """Return those of some features."""
+        return replace(self, sums=self.sums[:, features], weighted=self.weighted[:, features])
 
 
-def wilcoxon(active: sparse.csr_matrix, x: Matrix, *, min_cells: int) -> Iterator[RankSum]:
+def wilcoxon(
+    active: sparse.csr_matrix, x: Matrix, codes: np.ndarray | None = None, *, min_cells: int
+) -> Iterator[RankSum]:
     """Compare active with inactive cells by the Wilcoxon rank-sum (Mann-Whitney U) test, for blocks of features.
 
     With R₁ the sum of the ranks of the n₁ active among all n cells, U = R₁ − n₁(n₁ + 1)/2, and with n₀ = n − n₁ and groups
     of t tied cells,
 
-    z = ± max(abs(U − n₁n₀/2) − 1/2, 0) / √(n₁n₀ (n³ − Σ t³) / (12 n (n − 1))),  p = 2 Φ(−abs(z)),
+    z = ± max(abs(U − n₁n₀/2) − 1/2, 0) / √V,  V = n₁n₀ (n³ − Σ t³) / (12 n (n − 1)),  p = 2 Φ(−abs(z)),
 
     the normal approximation with corrections for ties and continuity (Hollander and Wolfe 1973), as in
     ``scipy.stats.mannwhitneyu(method="asymptotic")``. AUROC = U / (n₁n₀).
+
+    With strata b, cells are ranked within theirs, and
+
+    z = Σ (U_b − n₁n₀/2) / (n_b + 1) / √(Σ V_b / (n_b + 1)²),
+
+    the weights with the most power against a small shift that is the same in all strata (van Elteren 1960; Lehmann 1975,
+    section 3.3). It is not corrected for continuity, for the weighted sums are not one step apart. AUROC = Σ U_b / Σ n₁n₀ is
+    that of pairs of cells from the same stratum. A lone stratum is the plain test.
 
     Parameters
     ----------
     active
         (n, h); a feature is active in a cell where it is stored and positive.
     x
-        Expression (n, g), dense or CSR.
+        Expression (n, g), dense or sparse, in memory or read by rows. From disk, all rows are read once to count, then
+        once for every 64 million values that are not zero (0.8 GB), and these again for every 128 million features × genes
+        (64 million with strata; 1 GB).
+    codes
+        (n,) stratum of each cell, such as its batch. None for a single stratum.
     min_cells
-        Features with fewer active or fewer inactive cells are left out.
+        Features with fewer active or fewer inactive cells, in all strata together, are left out.
 
     Yields
     ------
     The blocks of features of :func:`differential`. `score` is z, positive where active cells have more. Genes that are
-    constant over all cells are not tested: score 0, AUROC 0.5 and every p NaN.
+    constant over all cells, or in each stratum where a feature has both active and inactive cells, are not tested: score 0,
+    AUROC 0.5 and every p NaN.
     """
     if min_cells < 1:
         raise ValueError(f"min_cells={min_cells} is below 1, and a group without cells has no ranks.")
     n, g = x.shape
+    strata = _strata(codes, n)
     members = sparse.csr_matrix(active > 0)
-    n_active = members.getnnz(axis=0).astype(np.int64)
+    n_active = members.getnnz(axis=0)
     features = np.flatnonzero((n_active >= min_cells) & (n - n_active >= min_cells))
+    genes = GeneColumns(x)
     step = max(1, BLOCK_VALUES // max(g, 1))
-    n_held = step * max(1, SUM_VALUES // (step * max(g, 1)))
-    for held in row_blocks(len(features), n_held):
-        chosen = features[held]
-        sums, spread = _rank_sums(members[:, chosen], x)
-        for block in row_blocks(len(chosen), step):
-            yield _test(chosen[block], sums[:, block].T, n_active[chosen[block], None], n, spread)
+    n_sums = max(g, 1) * (2 if len(strata.sizes) > 1 else 1)
+    for held in row_blocks(len(features), step * max(1, SUM_VALUES // (step * n_sums))):
+        yield from _compared(features[held], members[:, features[held]], genes, strata, step)
 
 
-def rank_cells(columns: sparse.csc_matrix) -> Ranks:
-    """Rank the cells in each column; values may be negative, and stored zeros are zeros."""
-    n, g = columns.shape
-    starts, values = columns.indptr, columns.data
-    order = np.empty(len(values), np.int64)
-    for start, stop in zip(starts[:-1], starts[1:], strict=True):
-        order[start:stop] = start + np.argsort(values[start:stop])
-    twice, zero, spread = np.empty(len(values), np.int64), np.empty(g, np.int64), np.empty(g)
-    rank_csc(starts, values, order, n, twice, zero, spread)
-    return Ranks(sparse.csc_matrix((twice, columns.indices, starts), shape=(n, g)), zero, spread)
+def _strata(codes: np.ndarray | None, n: int) -> Strata:
+    codes = np.zeros(n, np.int64) if codes is None else np.asarray(codes)
+    if codes.shape != (n,):
+        raise ValueError(f"codes has shape {codes.shape}, but there are {n} cells. Pass one stratum for each.")
+    _, codes, sizes = np.unique(codes, return_inverse=True, return_counts=True)
+    return Strata(codes.astype(np.int32), sizes)
 
 
-def _rank_sums(members: sparse.csr_matrix, x: Matrix) -> tuple[np.ndarray, np.ndarray]:
-    """Twice the rank sum of every gene over the members of each feature (genes, features), and each gene's spread."""
-    n_members = members.getnnz(axis=0)
-    sums, spread = np.zeros((x.shape[1], members.shape[1]), np.int64), np.empty(x.shape[1])
-    for genes, columns in _columns(x):
-        ranks = rank_cells(columns)
-        twice = ranks.twice
-        add_ranks_csc(twice.indptr, twice.indices, twice.data, members.indptr, members.indices, sums[genes])
-        sums[genes] += ranks.zero[:, None] * n_members
-        spread[genes] = ranks.spread
-    return sums, spread
+def _compared(
+    features: np.ndarray, members: sparse.csr_matrix, genes: GeneColumns, strata: Strata, step: int
+) -> Iterator[RankSum]:
+    """Test some features, `step` at a time."""
+    n, n_strata = len(strata.codes), len(strata.sizes)
+    of_stratum = sparse.csr_matrix((np.ones(n), strata.codes, np.arange(n + 1)), shape=(n, n_strata))
+    n1 = (members.T @ of_stratum).toarray()
+    sums = _rank_sums(members, genes, strata)
+
+    def test(block: slice) -> RankSum:
+        return _test(features[block], n1[block], sums.of(block), strata)
+
+    yield from in_order(test, row_blocks(len(features), step), available_threads())
 
 
-def _test(features: np.ndarray, twice_sums: np.ndarray, n1: np.ndarray, n: int, spread: np.ndarray) -> RankSum:
-    """Turn twice the rank sums (features, genes) into statistics; n₁ is (features, 1)."""
+def _test(features: np.ndarray, n1: np.ndarray, ranks: RankSums, strata: Strata) -> RankSum:
+    """Turn rank sums into statistics; n₁ is (features, strata)."""
+    n, weights = strata.sizes, strata.weights
     pairs = n1 * (n - n1)
-    twice_u = twice_sums - n1 * (n1 + 1)
-    difference = twice_u - pairs
-    varies = spread > 0
-    twice_sd = np.sqrt(pairs * spread / (3 * n * (n - 1)))
-    # The continuity correction of 1/2 is 1 here, and never changes the sign.
-    z = np.sign(difference) * np.maximum(np.abs(difference) - 1, 0) / np.where(varies, twice_sd, 1)
-    tail = np.where(varies, -np.abs(z), np.nan)
-    pval, log_pval = 2 * special.ndtr(tail), np.minimum(np.log(2) + special.log_ndtr(tail), 0)
-    return RankSum(features, z, twice_u / (2 * pairs), pval, log_pval, benjamini_hochberg(pval))
+    # Twice the difference of W from its mean, so that a continuity correction of 1/2 is 1, which never changes the sign.
+    difference = ranks.weighted.T + (n1 * weights) @ ranks.centre
+    sd = np.sqrt((pairs * weights**2 / (3 * n * np.maximum(n - 1, 1))) @ ranks.spread)
+    varies = sd > 0
+    correction = 1 if len(n) == 1 else 0
+    z = np.sign(difference) * np.maximum(np.abs(difference) - correction, 0) / np.where(varies, sd, np.inf)
+    log_pval = np.where(varies, np.log(2) + special.log_ndtr(-np.abs(z)), np.nan)
+    pval = np.exp(log_pval)
+    all_pairs = np.maximum(pairs.sum(axis=1, keepdims=True), 1)
+    auroc = (ranks.sums.T + n1 @ ranks.centre + all_pairs) / (2 * all_pairs)
+    return RankSum(features, z, auroc, pval, log_pval, benjamini_hochberg(pval))
 
 
-def _columns(x: Matrix) -> Iterator[tuple[slice, sparse.csc_matrix]]:
-    """Yield consecutive blocks of genes with the values of each, at most `RANKED_VALUES` or one gene."""
-    n, g = x.shape
-    if not sparse.issparse(x):
-        for genes in row_blocks(g, max(1, RANKED_VALUES // max(n, 1))):
-            by_gene = np.ascontiguousarray(x[:, genes].T, dtype=np.float64)
-            gene, cells = np.nonzero(by_gene)
-            yield genes, _csc(np.bincount(gene, minlength=len(by_gene)), cells, by_gene[gene, cells], n)
-        return
-    # Looked at anew: a matrix may carry a note of its order from before it was changed, and the kernel relies on it.
-    x = sparse.csr_matrix((x.data, x.indices, x.indptr), shape=x.shape)
-    if not x.has_canonical_format:
-        x = x.copy()
-        x.sum_duplicates()
-    sizes = np.zeros(g, np.int64)
-    for some in row_blocks(x.nnz, RANKED_VALUES):
-        sizes += np.bincount(x.indices[some], minlength=g)
-    ends = np.cumsum(sizes)
-    cursors = x.indptr[:-1].copy()
-    low = 0
-    while low < g:
-        high = max(low + 1, int(np.searchsorted(ends, ends[low] - sizes[low] + RANKED_VALUES, side="right")))
-        genes = slice(low, high)
-        size = sizes[genes].sum()
-        cells, values = np.empty(size, np.int32), np.empty(size)
-        places = np.cumsum(sizes[genes]) - sizes[genes]
-        take_columns_csr(x.indptr, x.indices, x.data, cursors, low, high, places, cells, values)
-        yield genes, _csc(sizes[genes], cells, values, n)
-        low = high
+def _rank_sums(members: sparse.csr_matrix, genes: GeneColumns, strata: Strata) -> RankSums:
+    """Rank the cells in each gene, and add the ranks up over the members of each feature."""
+    g, f, n_strata = genes.shape[1], members.shape[1], len(strata.sizes)
+    sums = np.zeros((g, f))
+    weighted = np.zeros((g, f)) if n_strata > 1 else sums
+    found = RankSums(sums, weighted, np.empty((n_strata, g)), np.empty((n_strata, g)))
+    by_cell = members.indptr.astype(np.int64), members.indices.astype(np.uint32)
+    workers = Workers(available_threads())
+    try:
+        for block in genes.blocks(workers):
+            workers.each(partial(_add_gene, block, strata, by_cell, found), range(len(block)))
+    finally:
+        workers.close()
+    return found
 
 
-def _csc(sizes: np.ndarray, cells: np.ndarray, values: np.ndarray, n: int) -> sparse.csc_matrix:
-    return sparse.csc_matrix((values, cells, np.concatenate([[0], np.cumsum(sizes)])), shape=(n, len(sizes)))
+def _add_gene(
+    block: GeneBlock, strata: Strata, members: tuple[np.ndarray, np.ndarray], found: RankSums, worker: int, j: int
+) -> None:
+    """Rank the cells in the j-th gene of a block, and fill its place in what is to be found."""
+    cells, values = block.gene(j)
+    ranks, centre, spread = rank_cells(cells, values, strata)
+    gene = block.first + j
+    found.centre[:, gene], found.spread[:, gene] = centre, spread
+    add_ranks(cells, ranks, *members, found.sums[gene])
+    if found.weighted is not found.sums:
+        add_ranks(cells, ranks * strata.weights[strata.codes[cells]], *members, found.weighted[gene])
 
 
-@_compiled
-def take_columns_csr(indptr, indices, data, cursors, low, high, places, cells, values):
-    """Copy the entries of columns low to high, by column.
+def rank_cells(cells: np.ndarray, values: np.ndarray, strata: Strata) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rank the cells of one gene within their strata.
 
     Parameters
     ----------
-    cursors
-        (n,) first entry of each row in these columns; moved to the first one after them, so that all blocks together
-        read every entry once.
-    places
-        (high − low,) where each column begins in `cells` and `values`, which are written; moved to its end.
+    cells, values
+        (stored,) values may be negative, and stored zeros are zeros; cells that are not stored have zeros.
+
+    Returns
+    -------
+    (stored,) ranks less that of a cell without the gene, and `centre` and `spread` (strata,), all as in `RankSums`.
     """
-    for r in range(cursors.size):
-        e = cursors[r]
-        while e < indptr[r + 1] and indices[e] < high:
-            place = places[indices[e] - low]
-            places[indices[e] - low] = place + 1
-            cells[place] = r
-            values[place] = data[e]
-            e += 1
-        cursors[r] = e
+    n_strata = len(strata.sizes)
+    ranks, centre, spread = np.empty(len(values)), np.empty(n_strata), np.empty(n_strata)
+    rank_stored(values, np.argsort(values), cells, strata.codes, strata.sizes, ranks, centre, spread)
+    return ranks, centre, spread
 
 
 @_compiled
-def rank_csc(starts, values, order, n, twice, zero, spread):
-    """Rank n cells in each column, average ranks for ties.
+def rank_stored(values, order, cells, codes, sizes, ranks, centre, spread):
+    """Rank all cells of a gene within their strata; see :func:`rank_cells`.
 
     Parameters
     ----------
     order
-        Sorts the values of each column upwards.
-    twice, zero, spread
-        Written: see `Ranks`.
+        Sorts the values upwards.
+    codes, sizes
+        See `Strata`.
+    ranks, centre, spread
+        Written, whatever they hold.
     """
-    for j in range(starts.size - 1):
-        first, stop = starts[j], starts[j + 1]
-        n_negative, n_positive = 0, 0
-        for e in range(first, stop):
-            n_negative += values[e] < 0
-            n_positive += values[e] > 0
-        n_zero = n - n_negative - n_positive
-        zero[j] = 2 * n_negative + n_zero + 1
-        # n³ − Σ t³ = Σ t (n − t)(n + t), which loses no digits where nearly all cells are tied. In integers it overflows.
-        total = np.float64(n_zero) * (n - n_zero) * (n + n_zero)
-        low = first
-        while low < stop:
-            value = values[order[low]]
-            high = low + 1
-            while high < stop and values[order[high]] == value:
-                high += 1
-            rank = zero[j]
+    n_zero, n_negative = sizes.copy(), np.zeros_like(sizes)
+    for e in range(values.size):
+        stratum = codes[cells[e]]
+        n_zero[stratum] -= values[e] != 0
+        n_negative[stratum] += values[e] < 0
+    # n³ − Σ t³ = Σ t (n − t)(n + t), which loses no digits where nearly all cells are tied. In integers it overflows.
+    for b in range(sizes.size):
+        n, t = sizes[b], n_zero[b]
+        centre[b] = 2 * n_negative[b] + t - n
+        spread[b] = np.float64(t) * (n - t) * (n + t)
+    n_below, n_tied = np.zeros_like(sizes), np.zeros_like(sizes)
+    low = 0
+    while low < values.size:
+        value = values[order[low]]
+        high = low + 1
+        while high < values.size and values[order[high]] == value:
+            high += 1
+        for k in range(low, high):
+            e = order[k]
+            ranks[e] = 0
+            n_tied[codes[cells[e]]] += value != 0
+        for k in range(low, high):
+            e = order[k]
+            b = codes[cells[e]]
             if value != 0:
-                n_tied = high - low
-                n_below = low - first if value < 0 else n - (stop - low)
-                rank = 2 * n_below + n_tied + 1
-                total += np.float64(n_tied) * (n - n_tied) * (n + n_tied)
-            for e in range(low, high):
-                twice[order[e]] = rank - zero[j]
-            low = high
-        spread[j] = total
+                ranks[e] = 2 * (n_below[b] - n_negative[b]) + np.sign(value) * n_zero[b] + n_tied[b]
+        for k in range(low, high):
+            b = codes[cells[order[k]]]
+            n, t = sizes[b], n_tied[b]
+            spread[b] += np.float64(t) * (n - t) * (n + t)
+            n_below[b] += t
+            n_tied[b] = 0
+        low = high
 
 
 @_compiled
-def add_ranks_csc(starts, cells, twice, indptr, features, sums):
-    """Add rank matrixᵀ (CSC) · members (CSR: `indptr`, `features`) to `sums` (genes, features)."""
-    for j in range(starts.size - 1):
-        of_gene = sums[j]
-        for e in range(starts[j], starts[j + 1]):
-            rank = twice[e]
-            for k in range(indptr[cells[e]], indptr[cells[e] + 1]):
-                of_gene[features[k]] += rank
+def add_ranks(cells, ranks, starts, features, sums):
+    """Add the rank of each cell to the sums of its features (CSR: `starts`, `features`)."""
+    for e in range(cells.size):
+        rank, cell = ranks[e], cells[e]
+        for k in range(starts[cell], starts[cell + 1]):
+            sums[features[k]] += rank
