@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as st_np
 from scipy import stats
 
 from sae.core.statistics import benjamini_hochberg, log2_fold_change, welch, welch_interval
@@ -12,13 +15,33 @@ P_VALUES = {
     "all equal": [0.3, 0.3, 0.3],
     "zeros and ones": [0.0, 1.0, 0.0, 1.0],
     "one": [0.2],
+    "nearly equal": [0.5 + 5e-14, 0.5 + 2e-14, 0.5 + 1e-14, 0.5 + 4e-14],
+    "minus zero": [0.5, -0.0, 0.1],
+    "too small for all digits": [5e-324, 1e-310, 1.0],
     "two-dimensional": [[0.01, 0.5, 0.03], [0.9, 0.2, 0.2]],
+    "three-dimensional": [[[0.01, 0.5]], [[0.9, 0.2]]],
 }
 
 
 @pytest.mark.parametrize("p", P_VALUES.values(), ids=P_VALUES)
 def test_benjamini_hochberg_is_that_of_scipy_along_the_last_axis(p):
     np.testing.assert_allclose(benjamini_hochberg(np.array(p)), stats.false_discovery_control(p, axis=-1), rtol=1e-14)
+
+
+@given(p=st_np.arrays(np.float64, st.tuples(st.integers(1, 4), st.integers(1, 60)), elements=st.floats(0, 1)))
+def test_benjamini_hochberg_of_any_p_values(p):
+    np.testing.assert_allclose(benjamini_hochberg(p), stats.false_discovery_control(p, axis=-1), rtol=1e-14)
+
+
+@pytest.mark.parametrize("shape", [(0,), (3, 0), (0, 3)], ids=str)
+def test_benjamini_hochberg_of_nothing(shape):
+    assert benjamini_hochberg(np.empty(shape)).shape == shape
+
+
+def test_benjamini_hochberg_takes_any_memory_layout():
+    p = np.random.default_rng(0).uniform(size=(30, 8)).astype(np.float32)
+    np.testing.assert_array_equal(benjamini_hochberg(p.T), benjamini_hochberg(p.T.copy()))
+    np.testing.assert_array_equal(benjamini_hochberg(p[::2]), benjamini_hochberg(p)[::2])
 
 
 def test_benjamini_hochberg_counts_only_the_tests_that_were_made():
