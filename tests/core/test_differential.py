@@ -12,7 +12,7 @@ from sae.core import moments
 from sae.core.differential import Differential, differential
 from sae.core.groups import active_groups
 
-ARRAYS = ("features", "score", "log2fc", "pval", "padj")
+ARRAYS = ("features", "score", "log2fc", "pval", "log_pval", "padj")
 LAYOUTS = {"dense": np.asarray, "csr": sparse.csr_matrix}
 each_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 
@@ -46,11 +46,12 @@ def small_blocks(monkeypatch):
 
 def assert_as_scipy(found, a, x, rtol=1e-9):
     x = np.asarray(x.toarray() if sparse.issparse(x) else x, dtype=np.float64)
-    for feature, score, pval in zip(found.features, found.score, found.pval, strict=True):
+    for feature, score, pval, log_pval in zip(found.features, found.score, found.pval, found.log_pval, strict=True):
         active = a[:, feature] > 0
         expected = stats.ttest_ind(x[active], x[~active], equal_var=False)
         np.testing.assert_allclose(score, expected.statistic, rtol=rtol, atol=rtol)
         np.testing.assert_allclose(pval, expected.pvalue, rtol=rtol * 10)
+        np.testing.assert_allclose(np.exp(log_pval), pval, rtol=1e-9)
 
 
 @each_layout
@@ -104,8 +105,8 @@ def test_constant_gene_is_not_tested_and_not_counted(layout, value):
     alone = compared(a, layout(x))
     with_constant = compared(a, layout(np.insert(x, 4, value, axis=1)))
     assert (with_constant.score[:, 4] == 0).all()
-    assert np.isnan(with_constant.pval[:, 4]).all()
-    assert np.isnan(with_constant.padj[:, 4]).all()
+    for name in ("pval", "log_pval", "padj"):
+        assert np.isnan(vars(with_constant)[name][:, 4]).all()
     np.testing.assert_allclose(with_constant.log2fc[:, 4], 0, atol=1e-9)
     np.testing.assert_allclose(np.delete(with_constant.padj, 4, axis=1), alone.padj, rtol=1e-9)
 

@@ -25,6 +25,8 @@ class Differential:
     score: np.ndarray
     log2fc: np.ndarray
     pval: np.ndarray
+    log_pval: np.ndarray
+    """Natural logarithm of p, also where p itself is too small for a float."""
     padj: np.ndarray
     imprecise: int = 0
     """Genes of features whose variance rounding may have spoilt: mean over standard deviation above 1e5 in a group."""
@@ -50,7 +52,7 @@ def differential(
 
     Yields
     ------
-    Blocks of features in order. Genes that are not tested: score 0, p and adjusted p NaN.
+    Blocks of features in order. Genes that are not tested: score 0, every p NaN.
     """
 
     def tested(block: Block) -> Differential:
@@ -84,9 +86,9 @@ def compare(
         raise ValueError(
             f"pseudocount={pseudocount} must be positive, or a gene absent from a group has no fold change."
         )
-    score, pval = welch(positive.mean, positive.variance, positive.n, reference.mean, reference.variance, reference.n)
-    score, pval = np.where(varies, score, 0), np.where(varies, pval, np.nan)
+    score, *p = welch(positive.mean, positive.variance, positive.n, reference.mean, reference.variance, reference.n)
+    score, pval, log_pval = np.where(varies, score, 0), *(np.where(varies, some, np.nan) for some in p)
     means = (np.maximum(group.mean, 0) for group in (positive, reference))
     log2fc = log2_fold_change(*means, log_base=log_base, pseudocount=pseudocount)
     imprecise = positive.imprecise() + reference.imprecise()
-    return Differential(features, score, log2fc, pval, benjamini_hochberg(pval), imprecise)
+    return Differential(features, score, log2fc, pval, log_pval, benjamini_hochberg(pval), imprecise)

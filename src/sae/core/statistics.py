@@ -9,6 +9,8 @@ import numpy as np
 from numba import njit
 from scipy import special
 
+from .student import log_two_sided
+
 _compiled: Any = njit(nogil=True, cache=True, error_model="numpy")
 
 
@@ -102,8 +104,8 @@ def average_ranks(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def welch(
     mean1: np.ndarray, var1: np.ndarray, n1: np.ndarray, mean0: np.ndarray, var0: np.ndarray, n0: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Welch's t (1947) and its two-sided p from moments, with unbiased variances.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Welch's t (1947), its two-sided p and log p (natural) from moments, with unbiased variances.
 
     t = (x̄₁ − x̄₀) / √(s₁²/n₁ + s₀²/n₀), with the Welch-Satterthwaite degrees of freedom. Where both variances are zero,
     t is ± infinity with p = 0 for different means, and 0 with p = 1 for equal ones.
@@ -113,7 +115,8 @@ def welch(
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.where(se > 0, difference / se, np.sign(difference) * np.inf)
     t = np.where(difference == 0, 0.0, t)
-    return t, np.minimum(2 * special.stdtr(df, -np.abs(t)), 1)
+    log_pval = log_two_sided(t, df)
+    return t, np.exp(log_pval), log_pval
 
 
 def welch_interval(
