@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 
+import anndata as ad
 import h5py
 import numpy as np
 import pytest
@@ -9,7 +10,18 @@ import zarr
 from scipy import sparse
 
 from sae.core import rows as module
-from sae.core.rows import on_disk, read_rows, row_blocks, shuffled_batches
+from sae.core.rows import (
+    Columns,
+    Rows,
+    as_csr,
+    dense_rows,
+    on_disk,
+    read_rows,
+    row_blocks,
+    select_rows,
+    shuffled_batches,
+    take_rows,
+)
 
 D = 3
 BLOCK = 256
@@ -39,8 +51,28 @@ def as_dask(x, folder):
     return pytest.importorskip("dask.array").from_array(x, chunks=(100, D))
 
 
+def as_hdf5_csr(x, folder):
+    file = h5py.File(folder / "csr.h5", "w")
+    ad.io.write_elem(file, "x", sparse.csr_matrix(x))
+    return ad.io.sparse_dataset(file["x"])
+
+
+def as_zarr_csr(x, folder):
+    group = zarr.open_group(folder / "csr.zarr", mode="w", zarr_format=2)
+    ad.io.write_elem(group, "x", sparse.csr_matrix(x))
+    return ad.io.sparse_dataset(group["x"])
+
+
+def as_dask_csr(x, folder):
+    """Chunks along both axes."""
+    whole = pytest.importorskip("dask.array").from_array(x, chunks=(100, 2))
+    return whole.map_blocks(sparse.csr_matrix)
+
+
 IN_MEMORY = {"array": lambda x, folder: x, "csr": lambda x, folder: sparse.csr_matrix(x)}
-ON_DISK = {"memory map": as_memory_map, "hdf5": as_hdf5, "zarr": as_zarr, "dask": as_dask}
+DENSE = {"memory map": as_memory_map, "hdf5": as_hdf5, "zarr": as_zarr, "dask": as_dask}
+SPARSE = {"hdf5 csr": as_hdf5_csr, "zarr csr": as_zarr_csr, "dask csr": as_dask_csr}
+ON_DISK = DENSE | SPARSE
 PLACES = IN_MEMORY | ON_DISK
 each_place = pytest.mark.parametrize("place", PLACES)
 each_order = pytest.mark.parametrize("place", ["array", "memory map"])
@@ -58,8 +90,9 @@ def put(tmp_path):
 
     yield put
     for stored in made:
-        if isinstance(stored, h5py.Dataset):
-            stored.file.close()
+        file = getattr(stored, "file", getattr(getattr(stored, "group", None), "file", None))
+        if isinstance(file, h5py.File):
+            file.close()
 
 
 @pytest.fixture
@@ -76,6 +109,20 @@ def numbers(batch):
 def drawn(x, rows, size, n_batches, *, seed=0, first=0):
     batches = itertools.islice(shuffled_batches(x, rows, size, seed=seed, first=first), n_batches)
     return [numbers(batch) for batch in batches]
+
+
+class Counted:
+    """Rows that are read by slices only, and counted."""
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, n):
+        self.shape, self.read = (n, D), []
+
+    def __getitem__(self, rows):
+        assert isinstance(rows, slice)
+        self.read.append((rows.start, rows.stop))
+        return numbered(self.shape[0])[rows]
 
 
 # ---- Reading
@@ -108,19 +155,118 @@ def test_rows_are_read_in_any_order_as_by_fancy_indexing(put, place, n):
 
 
 def test_each_block_on_disk_is_read_once():
-    class Counted:
-        """Rows that are read by slices only, and counted."""
-
-        shape, dtype, read = (700, D), np.dtype(np.float32), []
-
-        def __getitem__(self, rows):
-            assert isinstance(rows, slice)
-            self.read.append((rows.start, rows.stop))
-            return numbered(700)[rows]
-
+    counted = Counted(700)
     rows = np.array([699, 3, 300, 4, 258, 698])
-    np.testing.assert_array_equal(read_rows(Counted(), rows), numbered(700)[rows])
-    assert Counted.read == [(0, 256), (256, 512), (512, 700)]
+    np.testing.assert_array_equal(read_rows(counted, rows), numbered(700)[rows])
+    assert counted.read == [(0, 256), (256, 512), (512, 700)]
+
+
+def assert_rows(found, expected, place):
+    """In memory, of the same kind as they are stored."""
+    if "csr" in place:
+        assert type(found) is sparse.csr_matrix
+        assert found.has_canonical_format
+        found = found.toarray()
+    assert type(found) is np.ndarray
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, expected)
+
+
+@each_place
+@pytest.mark.parametrize("rows", [slice(0, 300), slice(120, 250), slice(299, 300), slice(7, 7)], ids=str)
+def test_a_slice_is_sparse_where_the_matrix_is(put, place, rows):
+    x, stored = numbered(300), put(place, numbered(300))
+    assert_rows(take_rows(stored, rows), x[rows], place)
+    np.testing.assert_array_equal(dense_rows(stored, rows), x[rows])
+
+
+@pytest.mark.parametrize("as_format", [sparse.csr_matrix, sparse.csr_array, sparse.csc_matrix, sparse.coo_array])
+def test_other_sparse_formats_become_csr(as_format):
+    x = numbered(9) * (numbered(9) % 2 == 0)
+    assert_rows(as_csr(as_format(x)), x, "csr")
+
+
+def test_entries_out_of_order_or_given_twice_are_put_right_in_a_copy():
+    rows = sparse.csr_matrix(([1.0, 2.0, 4.0, 8.0], [2, 0, 2, 1], [0, 3, 4]), shape=(2, 3))
+    found = as_csr(rows)
+    np.testing.assert_array_equal(found.toarray(), [[2, 0, 5], [0, 8, 0]])
+    assert found.has_canonical_format
+    np.testing.assert_array_equal(rows.indices, [2, 0, 2, 1])
+
+
+def test_what_is_stored_out_of_order_is_read_in_order(tmp_path):
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        rows = sparse.csr_matrix(([1.0, 2.0, 4.0, 8.0], [2, 0, 2, 1], [0, 3, 4]), shape=(2, 3))
+        ad.io.write_elem(file, "x", rows)
+        found = take_rows(ad.io.sparse_dataset(file["x"]), slice(0, 2))
+    np.testing.assert_array_equal(found.indices, [0, 2, 1])
+    np.testing.assert_array_equal(found.data, [2, 5, 8])
+
+
+# ---- Some rows or columns of what is on disk
+
+
+@pytest.mark.parametrize("place", ON_DISK)
+@pytest.mark.parametrize("columns", [[2, 0], [1], [0, 1, 2], [2, 2]], ids=str)
+def test_columns_are_those_of_an_array(put, place, columns):
+    x = numbered(300)
+    selected = Columns(put(place, x), np.array(columns))
+    assert selected.shape == (300, len(columns))
+    assert selected.dtype == np.float32
+    assert on_disk(selected)
+    assert_rows(take_rows(selected, slice(40, 260)), x[40:260, columns], place)
+
+
+POSITIONS = {
+    "all": np.arange(700),
+    "some": np.flatnonzero(np.random.default_rng(0).random(700) < 0.4),
+    "few": np.array([3, 4, 511, 512, 699]),
+    "shuffled": np.random.default_rng(1).permutation(700),
+    "repeated": np.random.default_rng(2).integers(700, size=900),
+    "none": np.empty(0, np.int64),
+}
+
+
+@pytest.mark.parametrize("place", ON_DISK)
+@pytest.mark.parametrize("positions", POSITIONS.values(), ids=POSITIONS)
+def test_rows_in_another_order_are_those_of_an_array(put, place, positions):
+    x, stored = numbered(700), put(place, numbered(700))
+    selected = Rows(stored, positions)
+    assert selected.shape == (len(positions), D)
+    assert selected.dtype == np.float32
+    assert on_disk(selected)
+    for rows in (*row_blocks(len(positions), 300), slice(0, len(positions)), slice(2, 5), slice(1, 1)):
+        assert_rows(take_rows(selected, rows), x[positions][rows], place)
+
+
+def test_rising_rows_are_read_in_blocks_each_at_most_twice():
+    counted = Counted(6000)
+    positions = np.flatnonzero(np.random.default_rng(0).random(6000) < 0.3)
+    for rows in row_blocks(len(positions), 500):
+        np.testing.assert_array_equal(numbers(Rows(counted, positions)[rows]), positions[rows])
+    sizes = [stop - start for start, stop in counted.read]
+    assert max(sizes) <= 500
+    assert np.bincount([start // 10 for start, _ in counted.read]).max() <= 2
+    assert sum(sizes) <= 2 * 6000
+
+
+def test_few_rows_are_read_without_the_rest():
+    counted = Counted(6000)
+    Rows(counted, np.array([5, 3000, 3001]))[0:3]
+    assert counted.read == [(0, 256), (2816, 3072)]
+
+
+@each_place
+def test_rows_are_selected_without_copying_what_is_on_disk(put, place):
+    x, stored = numbered(300), put(place, numbered(300))
+    positions = np.array([9, 2, 250])
+    selected = select_rows(stored, positions)
+    assert isinstance(selected, Rows) is (place in ON_DISK)
+    assert_rows(take_rows(selected, slice(0, 3)), x[positions], place)
+    again = select_rows(selected, np.array([2, 0]))
+    assert_rows(take_rows(again, slice(0, 2)), x[[250, 9]], place)
+    assert getattr(again, "matrix", None) is (stored if place in ON_DISK else None)
+    assert select_rows(stored, np.arange(300)) is stored
 
 
 def test_blocks_cover_all_rows():

@@ -18,12 +18,28 @@ DISK_BLOCK_ROWS = 256
 DISK_BLOCKS_SHUFFLED = 128
 
 
-def dense_rows(x: Matrix, rows: slice | np.ndarray) -> np.ndarray:
-    """Return some rows of `x` (n, d) as a dense array of its dtype."""
+def take_rows(x: Matrix, rows: slice | np.ndarray) -> Any:
+    """Return some rows of `x` (n, d) in memory: CSR in canonical format if they are sparse, else a dense array."""
     part = x[rows]
     if hasattr(part, "compute"):
         part = part.compute()
-    return part.toarray() if sparse.issparse(part) else np.asarray(part)
+    return as_csr(part) if sparse.issparse(part) else np.asarray(part)
+
+
+def dense_rows(x: Matrix, rows: slice | np.ndarray) -> np.ndarray:
+    """Return some rows of `x` (n, d) as a dense array of its dtype."""
+    part = take_rows(x, rows)
+    return part.toarray() if sparse.issparse(part) else part
+
+
+def as_csr(matrix: Any) -> sparse.csr_matrix:
+    """Convert a sparse matrix to CSR with the columns of each row in order, none twice; the original stays as it is."""
+    rows = sparse.csr_matrix(matrix)
+    if not rows.has_canonical_format:
+        # SciPy sorts in place when it needs order, and these arrays may be the user's.
+        rows = rows.copy()
+        rows.sum_duplicates()
+    return rows
 
 
 @dataclass(frozen=True)
@@ -43,9 +59,62 @@ class Columns:
         """Type of the values."""
         return self.matrix.dtype
 
-    def __getitem__(self, rows: slice) -> np.ndarray:
-        """Return some rows as a dense array."""
-        return dense_rows(self.matrix, rows)[:, self.positions]
+    def __getitem__(self, rows: slice) -> np.ndarray | sparse.csr_matrix:
+        """Return some rows, dense or CSR as the matrix gives them."""
+        return take_rows(self.matrix, rows)[:, self.positions]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a matrix on disk, in any order.
+
+    For a slice, blocks of as many rows as it has (256 at least) are read one after another, those that hold some of them.
+    Where `positions` rise, each row of the file is read for two slices at most; in another order, each slice may read all.
+    """
+
+    matrix: Matrix
+    positions: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Selected rows and columns."""
+        return len(self.positions), self.matrix.shape[1]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the values."""
+        return self.matrix.dtype
+
+    def __getitem__(self, rows: slice) -> np.ndarray | sparse.csr_matrix:
+        """Return some of the rows, dense or CSR as the matrix gives them."""
+        wanted = self.positions[rows]
+        found = [
+            (places, take_rows(self.matrix, block)[wanted[places] - block.start])
+            for places, block in _blocks_with(wanted, max(len(wanted), DISK_BLOCK_ROWS), self.matrix.shape[0])
+        ]
+        if not found:
+            return take_rows(self.matrix, slice(0, 0))
+        order = np.argsort(np.concatenate([places for places, _ in found]))
+        parts = [part for _, part in found]
+        return (sparse.vstack(parts, format="csr") if sparse.issparse(parts[0]) else np.concatenate(parts))[order]
+
+
+def select_rows(x: Matrix, positions: np.ndarray) -> Matrix:
+    """Return some rows of `x`: a copy in memory, or a :class:`Rows` of what is on disk. All of them in order are `x`."""
+    if np.array_equal(positions, np.arange(x.shape[0])):
+        return x
+    if isinstance(x, Rows):
+        return Rows(x.matrix, x.positions[positions])
+    return Rows(x, positions) if on_disk(x) else x[positions]
+
+
+def _blocks_with(rows: np.ndarray, size: int, n: int) -> Iterator[tuple[np.ndarray, slice]]:
+    """Yield the blocks of `size` among n rows that hold some of `rows`, each after the places in `rows` that are in it."""
+    order = np.argsort(rows, kind="stable")
+    blocks, starts = np.unique(rows[order] // size, return_index=True)
+    for block, places in zip(blocks, np.split(order, starts)[1:], strict=True):
+        first = int(block) * size
+        yield places, slice(first, min(first + size, n))
 
 
 def row_blocks(n: int, size: int) -> Iterator[slice]:
@@ -78,13 +147,9 @@ def read_rows(x: Matrix, rows: np.ndarray) -> np.ndarray:
     """Return rows in any order; from disk, each block of 256 rows that has some of them is read once."""
     if not on_disk(x):
         return dense_rows(x, rows)
-    order = np.argsort(rows, kind="stable")
-    blocks, starts = np.unique(rows[order] // DISK_BLOCK_ROWS, return_index=True)
     found = np.empty((len(rows), x.shape[1]), x.dtype)
-    for block, places in zip(blocks, np.split(order, starts)[1:], strict=True):
-        first = block * DISK_BLOCK_ROWS
-        read = dense_rows(x, slice(int(first), int(min(first + DISK_BLOCK_ROWS, x.shape[0]))))
-        found[places] = read[rows[places] - first]
+    for places, block in _blocks_with(rows, DISK_BLOCK_ROWS, x.shape[0]):
+        found[places] = dense_rows(x, block)[rows[places] - block.start]
     return found
 
 
