@@ -1,14 +1,29 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy import sparse
 
 from sae.core import moments as module
 from sae.core.groups import active_groups, percentile_groups
-from sae.core.moments import group_moments, scan
+from sae.core.moments import chunks, column_blocks, group_moments, scan
+from sae.core.rows import Rows
 
-LAYOUTS = {"dense": np.asarray, "csr": sparse.csr_matrix}
+
+def by_rows(layout):
+    """As what gives rows for a slice, and nothing else."""
+    return lambda x: Rows(layout(x), np.arange(len(x)))
+
+
+LAYOUTS = {
+    "dense": np.asarray,
+    "columns first": np.asfortranarray,
+    "csr": sparse.csr_matrix,
+    "dense by rows": by_rows(np.asarray),
+    "csr by rows": by_rows(sparse.csr_matrix),
+}
 each_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 
 
@@ -134,15 +149,98 @@ def test_chunks_blocks_and_threads_do_not_matter(layout, monkeypatch):
             np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
 
+def assert_scanned(genes, x):
+    """Against NumPy, over the finite values."""
+    finite = np.where(np.isfinite(x), x, np.nan)
+    np.testing.assert_allclose(genes.mean, np.nanmean(finite, axis=0), rtol=1e-12, atol=1e-15)
+    np.testing.assert_array_equal(genes.lowest, np.nanmin(finite, axis=0))
+    np.testing.assert_array_equal(genes.highest, np.nanmax(finite, axis=0))
+    np.testing.assert_array_equal(genes.varies, np.nanmin(finite, axis=0) < np.nanmax(finite, axis=0))
+    np.testing.assert_array_equal(genes.whole, (np.isnan(finite) | (finite % 1 == 0)).all(axis=0))
+    np.testing.assert_array_equal(genes.n_bad, np.isnan(finite).sum(axis=0))
+
+
 @each_layout
-def test_scan(layout):
+@pytest.mark.parametrize("rows", [7, 8192])
+def test_scan(layout, rows, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK_ROWS", rows)
     x = expression()
     x[:, 4] = -1
     x[0, 5], x[1:, 5] = 3, 0
+    x[:, 6:9] = np.rint(x[:, 6:9]) - 2
+    x[:, 9:11], x[59, 9], x[0, 10] = 4, 4.5, 4.5
     genes = scan(layout(x))
-    np.testing.assert_allclose(genes.mean, x.mean(axis=0), atol=1e-15)
-    np.testing.assert_array_equal(genes.varies, x.min(axis=0) < x.max(axis=0))
+    assert_scanned(genes, x)
     assert genes.shift[2] == pytest.approx(x[:, 2].mean())
+    assert genes.whole[[0, 1, 4, 5, 6, 7, 8]].all() and not genes.whole[[2, 9, 10]].any()
+
+
+@each_layout
+@pytest.mark.parametrize("dtype", [np.float32, np.int32, np.uint8, bool])
+def test_scan_of_any_number_type(layout, dtype):
+    x = (10 * expression()).astype(dtype)
+    assert_scanned(scan(layout(x)), x.astype(np.float64))
+
+
+@each_layout
+def test_scan_counts_what_is_not_finite_and_passes_over_it(layout):
+    x = expression()
+    x[3, 1], x[5:9, 2], x[0, 2], x[59, 3] = np.nan, np.inf, -np.inf, -np.inf
+    x[:59, 3] = 3
+    genes = scan(layout(x))
+    assert_scanned(genes, x)
+    assert genes.n_bad[[0, 1, 2, 3]].tolist() == [0, 1, 5, 1]
+    assert genes.whole[3] and not genes.varies[3]
+    x[:, 4] = np.nan
+    assert scan(layout(x)).n_bad[4] == len(x)
+
+
+@each_layout
+def test_scan_of_no_cells(layout):
+    genes = scan(layout(np.zeros((0, 3))))
+    np.testing.assert_array_equal(genes.mean, 0)
+    assert not genes.varies.any()
+    assert genes.whole.all()
+    assert genes.n_bad.tolist() == [0, 0, 0]
+
+
+def test_genes_of_a_scan_can_be_selected():
+    x, columns = expression(), np.array([7, 2, 0])
+    selected = scan(x).of(columns)
+    assert_scanned(selected, x[:, columns])
+    np.testing.assert_array_equal(selected.shift, scan(x).shift[columns])
+
+
+@each_layout
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_chunks_cover_all_rows(layout, dtype, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK_ROWS", 13)
+    x = expression().astype(dtype)
+    rows, parts = zip(*chunks(layout(x)), strict=True)
+    assert [(part.start, part.stop) for part in rows] == [(0, 13), (13, 26), (26, 39), (39, 52), (52, 60)]
+    for some, part in zip(rows, parts, strict=True):
+        if sparse.issparse(part):
+            part = part.toarray()
+        else:
+            assert part.dtype == np.float64 and part.flags.c_contiguous
+        np.testing.assert_array_equal(part, x[some])
+
+
+@each_layout
+@pytest.mark.parametrize("most", [1, 500, 10**9])
+def test_column_blocks(layout, most, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK_ROWS", 13)
+    monkeypatch.setattr(module, "COLUMN_VALUES", most)
+    x = expression()
+    x[:, 4:8] *= -1
+    blocks = list(column_blocks(layout(x)))
+    ends = [columns.stop for columns, _ in blocks]
+    assert [columns.start for columns, _ in blocks] == [0, *ends[:-1]] and ends[-1] == 300
+    for columns, part in blocks:
+        assert part.format == "csc"
+        assert part.nnz <= most or part.shape[1] == 1
+        np.testing.assert_array_equal(part.toarray(), x[:, columns])
+    assert all(one.nnz + other[:, [0]].nnz > most for (_, one), (_, other) in itertools.pairwise(blocks))
 
 
 def test_explicit_zeros_are_zeros():

@@ -16,12 +16,14 @@ from numba import float64, njit
 from scipy import sparse
 
 from .groups import Groups
-from .rows import Matrix, row_blocks
+from .rows import Matrix, row_blocks, take_rows
 from .workers import Workers, available_threads
 
 CHUNK_VALUES = 16_000_000
 """Values of a dense matrix read at a time, in float64 (128 MB)."""
 CHUNK_ROWS = 8192
+COLUMN_VALUES = 32_000_000
+"""Values held at a time of a matrix that is read by columns, twice while they are put together."""
 GENES_PER_TASK = 128
 SUM_VALUES = 75_000_000
 """Groups × genes whose two sums are held at a time (1.2 GB)."""
@@ -35,20 +37,36 @@ _compiled: Any = njit(nogil=True, cache=True)
 
 @dataclass(frozen=True)
 class Genes:
-    """What one pass over the cells tells of each gene; all arrays (genes,).
+    """What one pass over the cells tells of each gene; all arrays (genes,). NaN and infinite values count as no values.
 
     Attributes
     ----------
-    mean, varies
-        Over all cells; whether the values differ at all.
+    mean, lowest, highest
+        Over all cells.
     shift
         What is subtracted before squaring: the mean, where every cell has a stored value, else 0. A gene with zeros
         among n cells has a standard deviation of at least mean / √n, which float64 can bear.
+    whole
+        Whether all values are integers.
+    n_bad
+        Cells where the value is NaN or infinite.
     """
 
     mean: np.ndarray
-    varies: np.ndarray
+    lowest: np.ndarray
+    highest: np.ndarray
     shift: np.ndarray
+    whole: np.ndarray
+    n_bad: np.ndarray
+
+    @property
+    def varies(self) -> np.ndarray:
+        """Whether the values differ at all."""
+        return self.highest > self.lowest
+
+    def of(self, genes: np.ndarray) -> Genes:
+        """Select some genes, in any order."""
+        return Genes(**{name: values[genes] for name, values in vars(self).items()})
 
 
 @dataclass(frozen=True)
@@ -75,29 +93,43 @@ def chunks(x: Matrix) -> Iterator[tuple[slice, Matrix]]:
     """Read a matrix (n, g) in chunks of rows: CSR if it is sparse, else float64."""
     n, g = x.shape
     for rows in row_blocks(n, max(1, min(CHUNK_ROWS, CHUNK_VALUES // max(g, 1)))):
-        part = x[rows]
-        if hasattr(part, "compute"):
-            part = part.compute()
-        yield rows, sparse.csr_matrix(part) if sparse.issparse(part) else np.asarray(part, dtype=np.float64)
+        part = take_rows(x, rows)
+        yield rows, part if sparse.issparse(part) else np.ascontiguousarray(part, dtype=np.float64)
+
+
+def column_blocks(x: Matrix) -> Iterator[tuple[slice, sparse.csc_matrix]]:
+    """Read a matrix that gives rows by columns: consecutive blocks of them, as CSC.
+
+    The rows are read once to count the values that are not zero, and again for each 32 million of these (0.8 GB).
+    """
+    n_values = np.zeros(x.shape[1], np.int64)
+    for _, part in chunks(x):
+        n_values += part.getnnz(axis=0) if sparse.issparse(part) else np.count_nonzero(part, axis=0)
+    ends = np.cumsum(n_values)
+    low = 0
+    while low < len(ends):
+        most = ends[low] - n_values[low] + COLUMN_VALUES
+        columns = slice(low, max(low + 1, int(np.searchsorted(ends, most, side="right"))))
+        parts = [sparse.csr_matrix(part[:, columns]) for _, part in chunks(x)]
+        yield columns, sparse.vstack(parts, format="csc")
+        low = columns.stop
 
 
 def scan(x: Matrix) -> Genes:
-    """Look through all cells once for the mean of each gene and for what varies."""
+    """Look through all cells once for the range of each gene and for what its values are like."""
     n, g = x.shape
-    total, stored = np.zeros(g), np.zeros(g, np.int64)
-    lowest, highest = np.full(g, np.inf), np.full(g, -np.inf)
+    total, lowest, highest = np.zeros(g), np.full(g, np.inf), np.full(g, -np.inf)
+    stored, n_bad, whole = np.zeros(g, np.int64), np.zeros(g, np.int64), np.ones(g, bool)
     for _, part in chunks(x):
         if sparse.issparse(part):
-            _scan_rows(part.indices, part.data, total, stored, lowest, highest)
+            _scan_sparse(part.indices, part.data, total, lowest, highest, whole, stored, n_bad)
         else:
-            total += part.sum(axis=0)
+            _scan_dense(part, total, lowest, highest, whole, n_bad)
             stored += len(part)
-            np.minimum(lowest, part.min(axis=0), out=lowest)
-            np.maximum(highest, part.max(axis=0), out=highest)
     full = stored == n
     lowest, highest = np.where(full, lowest, np.minimum(lowest, 0)), np.where(full, highest, np.maximum(highest, 0))
-    mean = total / max(n, 1)
-    return Genes(mean, highest > lowest, np.where(full, mean, 0.0))
+    mean = total / np.maximum(n - n_bad, 1)
+    return Genes(mean, lowest, highest, np.where(full, mean, 0.0), whole, n_bad)
 
 
 @dataclass(frozen=True)
@@ -219,13 +251,31 @@ def _smaller_sides(members: sparse.csr_matrix, flipped: np.ndarray) -> sparse.cs
 
 
 @_compiled
-def _scan_rows(indices, data, total, stored, lowest, highest):
+def _scan_sparse(indices, data, total, lowest, highest, whole, stored, n_bad):
     for e in range(indices.size):
         gene, value = indices[e], float64(data[e])
-        total[gene] += value
         stored[gene] += 1
-        lowest[gene] = min(lowest[gene], value)
-        highest[gene] = max(highest[gene], value)
+        if np.isfinite(value):
+            total[gene] += value
+            lowest[gene] = min(lowest[gene], value)
+            highest[gene] = max(highest[gene], value)
+            whole[gene] &= value == np.floor(value)
+        else:
+            n_bad[gene] += 1
+
+
+@_compiled
+def _scan_dense(part, total, lowest, highest, whole, n_bad):
+    for cell in range(part.shape[0]):
+        for gene in range(part.shape[1]):
+            value = part[cell, gene]
+            if np.isfinite(value):
+                total[gene] += value
+                lowest[gene] = min(lowest[gene], value)
+                highest[gene] = max(highest[gene], value)
+                whole[gene] &= value == np.floor(value)
+            else:
+                n_bad[gene] += 1
 
 
 @_compiled
