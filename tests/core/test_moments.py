@@ -88,6 +88,19 @@ def test_constant_in_a_group_has_no_variance(layout):
 
 
 @each_layout
+def test_constant_beside_a_few_large_values_has_no_variance(layout):
+    """The sums of the larger group are the total less those of the smaller one, and rounded as the total is."""
+    a, x = activity(n=500, h=20), expression(n=500)
+    rng = np.random.default_rng(0)
+    for feature in range(5):
+        active = a[:, feature] > 0
+        large = 100 * rng.random(500)
+        x[:, feature] = np.where(active, large - large[active].mean(), -0.001)
+    _, reference = measured(a, layout(x))
+    np.testing.assert_array_equal(reference["variance"][range(5), range(5)], 0)
+
+
+@each_layout
 def test_one_cell_has_a_mean_only(layout):
     a, x = activity(), expression()
     a[:, 0] = 0

@@ -311,16 +311,19 @@ def _finish(sums, totals, from_rest, n, shift, mean, variance):
     for gene in range(sums.shape[0]):
         for f in range(n.size):
             first, second = sums[gene, f, 0], sums[gene, f, 1]
+            summed = second
             if from_rest[f]:
+                # What is the rest of a total is rounded as the total is.
+                summed = totals[gene, 1]
                 first, second = totals[gene, 0] - first, totals[gene, 1] - second
             if n[f] == 0:
                 mean[f, gene] = np.nan
                 variance[f, gene] = np.nan
                 continue
-            centre, square = first / n[f], second / n[f]
-            spread = square - centre * centre
+            centre = first / n[f]
+            spread = second / n[f] - centre * centre
             mean[f, gene] = centre + shift[gene]
             if n[f] == 1:
                 variance[f, gene] = np.nan
             else:
-                variance[f, gene] = spread * n[f] / (n[f] - 1) if spread > ROUNDING * square else 0.0
+                variance[f, gene] = spread * n[f] / (n[f] - 1) if spread > ROUNDING * summed / n[f] else 0.0
