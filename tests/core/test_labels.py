@@ -6,7 +6,9 @@ from scipy import sparse, stats
 from sklearn.metrics import f1_score, roc_auc_score
 
 from sae.core import labels as core
+from sae.core import moments
 from sae.core.labels import cross_fit, difference, donor_halves, score_labels, stratified_halves, trend
+from sae.core.rows import Rows
 
 
 def activations(n=60, h=5, *, density=0.4, tied=False, seed=0):
@@ -157,6 +159,33 @@ def test_blocks_of_columns_change_nothing(monkeypatch, stored):
     for name, values in vars(expected).items():
         np.testing.assert_array_equal(getattr(found, name), values, err_msg=name)
     np.testing.assert_array_equal(scored(a).auroc, score_labels(sparse.csr_matrix(a), codes, 3).auroc)
+
+
+@pytest.mark.parametrize("stored", [sparse.csr_matrix, np.asarray], ids=["sparse", "dense"])
+@pytest.mark.parametrize("lowest", [0, -0.7], ids=["positive", "some negative"])
+def test_a_matrix_that_gives_rows_is_scored_as_one_in_memory(monkeypatch, stored, lowest):
+    monkeypatch.setattr(moments, "CHUNK_ROWS", 13)
+    monkeypatch.setattr(moments, "COLUMN_VALUES", 70)
+    a, codes = activations(tied=True), labels()
+    a[a > 0] += lowest
+    halves = stratified_halves(codes, 2, np.random.default_rng(0))
+    expected, found = (
+        cross_fit(x, codes, 3, halves, signed=True) for x in (sparse.csr_matrix(a), Rows(stored(a), np.arange(60)))
+    )
+    for name, values in vars(expected).items():
+        np.testing.assert_array_equal(getattr(found, name), values, err_msg=name)
+
+
+@pytest.mark.parametrize("block", [8_000_000, 50])
+def test_negative_values_of_a_sparse_matrix_are_below_its_zeros(monkeypatch, block):
+    monkeypatch.setattr(core, "BLOCK_VALUES", block)
+    a, codes = activations(tied=True), labels()
+    a[a > 0] -= 0.7
+    assert a.min() < 0 < a.max()
+    halves = stratified_halves(codes, 2, np.random.default_rng(0))
+    dense, stored = (cross_fit(x, codes, 3, halves) for x in (a, sparse.csr_matrix(a)))
+    for name, values in vars(dense).items():
+        np.testing.assert_array_equal(getattr(stored, name), values, err_msg=name)
 
 
 def best_threshold(inside, values):

@@ -10,7 +10,8 @@ import numpy as np
 from numba import njit
 from scipy import sparse, special
 
-from .rows import Matrix, row_blocks
+from .moments import column_blocks
+from .rows import Matrix, on_disk, row_blocks
 from .statistics import welch_interval
 
 BLOCK_VALUES = 8_000_000
@@ -152,7 +153,7 @@ def cross_fit(
     Parameters
     ----------
     x
-        (n, columns): dense, or sparse and not negative.
+        (n, columns): dense or sparse, in memory or read by rows.
     codes
         (n,) label of each cell, 0 ... n_labels − 1.
     halves
@@ -248,12 +249,21 @@ def _pairs(codes: np.ndarray, n_labels: int, halves: np.ndarray) -> tuple[np.nda
 def _sorted_columns(
     x: Matrix,
 ) -> Iterator[tuple[slice, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
-    """Yield blocks of columns, each from its highest value down: indptr, row and value; zeros of sparse columns left out."""
+    """Yield blocks of columns, each from its highest value down: indptr, row and value.
+
+    Zeros of sparse columns are left out, unless there are negative values that they come before.
+    """
+    if on_disk(x):
+        for held, part in column_blocks(x):
+            for columns, block in _sorted_columns(part):
+                yield slice(held.start + columns.start, held.start + columns.stop), block
+        return
     n, h = x.shape
     stored = None
     if sparse.issparse(x):
-        stored = sparse.csc_matrix(x, copy=True)
-        stored.eliminate_zeros()
+        x = sparse.csc_matrix(x, copy=True)
+        x.eliminate_zeros()
+        stored = x if x.data.min(initial=0) >= 0 else None
     n_values = n * h if stored is None else stored.nnz
     for columns in row_blocks(h, max(1, BLOCK_VALUES * h // max(n_values, 1))):
         if stored is not None:
@@ -263,7 +273,8 @@ def _sorted_columns(
         else:
             indptr = np.arange(columns.start, columns.stop + 1) * n
             rows = np.tile(np.arange(n), columns.stop - columns.start)
-            values = np.asarray(x[:, columns], dtype=np.float64).T.ravel()
+            values = x[:, columns].toarray() if sparse.issparse(x) else x[:, columns]
+            values = np.asarray(values, dtype=np.float64).T.ravel()
         order = np.lexsort((-values, np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))))
         yield columns, (indptr - indptr[0], rows[order], values[order])
 
