@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from .core.rows import Columns, Matrix, dense_rows, on_disk, read_rows, row_blocks
+from .core.rows import Columns, Matrix, as_csr, on_disk, read_rows, select_rows
 
 if TYPE_CHECKING:
     from mudata import MuData
 
+    from .core.moments import Genes
+
 Data: TypeAlias = "ad.AnnData | MuData"
+Scale: TypeAlias = Literal["log1p", "counts", "linear", "scaled"]
 
 FINGERPRINT_ROWS = 1_000
-SCAN_ROWS = 16_384
 MAX_LOG1P = 50
 """No log1p of a count reaches this: it would be 5e21 counts."""
 
@@ -45,17 +47,23 @@ class Representation:
 
 @dataclass(frozen=True)
 class Expression:
-    """Expression (n, g), its genes, and how to undo the logarithm.
+    """Expression (n, g), in memory or read by rows, its genes, and what its values are.
 
     Attributes
     ----------
+    summary
+        What a pass over the cells tells of each gene.
+    scale
+        `"log1p"`, `"counts"` (all integers), `"linear"` (too large for logarithms) or `"scaled"` (some are negative).
     log_base
-        The base of log1p values (e for natural), or None when the values are not log-transformed.
+        The base of log1p values; None for counts and linear values; NaN for scaled ones, of which there is no fold change.
     """
 
     matrix: Matrix
     genes: pd.Index
     where: str
+    summary: Genes
+    scale: Scale
     log_base: float | None
 
 
@@ -134,13 +142,24 @@ def joint_keys(mdata: MuData) -> list[str]:
 def _checked(matrix: Any, where: str, names: np.ndarray | None) -> Representation:
     if isinstance(matrix, pd.DataFrame):
         names, matrix = np.asarray(matrix.columns.astype(str), dtype=object), matrix.to_numpy()
+    matrix = readable(matrix, where)
+    refuse_non_finite(matrix, where)
+    return Representation(matrix, where, names)
+
+
+def readable(matrix: Any, where: str) -> Matrix:
+    """Check that a matrix is cells × columns of numbers and gives rows; a sparse one in memory is returned as CSR."""
+    if isinstance(matrix, ad.abc.CSCDataset):
+        raise ValueError(
+            f"{where} is stored by columns (CSC) on disk, from where rows cannot be read without all the rest. Store it by "
+            "rows: load it, convert it with .tocsr(), and write it again."
+        )
     matrix = matrix if _read_by_rows(matrix) else in_memory(matrix, where)
     if len(matrix.shape) != 2 or matrix.shape[1] == 0:
         raise ValueError(f"{where} has the shape {matrix.shape}; expected cells × at least one column.")
-    if not (np.issubdtype(matrix.dtype, np.number) or matrix.dtype == bool):
+    if matrix.dtype.kind not in "biuf":
         raise TypeError(f"{where} holds {matrix.dtype} values; expected numbers.")
-    refuse_non_finite(matrix, where)
-    return Representation(matrix, where, names)
+    return matrix
 
 
 def _read_by_rows(matrix: Any) -> bool:
@@ -149,42 +168,40 @@ def _read_by_rows(matrix: Any) -> bool:
     return kind in ("h5py", "zarr", "dask") or (kind == "anndata" and hasattr(matrix, "to_memory"))
 
 
-def in_memory(matrix: Any, where: str) -> Matrix:
-    """Return a dense array or CSR matrix, or say that this kind of matrix is not supported."""
+def in_memory(matrix: Any, where: str) -> np.ndarray | sparse.csr_matrix:
+    """Return a dense array or CSR matrix, or say that this is none."""
     if matrix is None:
         raise ValueError(f"{where} is None: there are no values to read.")
     if sparse.issparse(matrix):
-        rows = sparse.csr_matrix(matrix)
-        if not rows.has_canonical_format:
-            # SciPy sorts in place when it needs order, and these arrays are the user's.
-            rows = rows.copy()
-            rows.sum_duplicates()
-        return rows
+        return as_csr(matrix)
     if isinstance(matrix, np.ndarray):
         return np.asarray(matrix)
-    if hasattr(matrix, "dask"):
-        raise NotImplementedError(
-            f"{where} is a dask array, which is not supported yet. Load it: call .compute() on it."
-        )
-    raise NotImplementedError(
-        f"{where} is a {type(matrix).__name__}, which is not supported yet: "
-        "expected a NumPy array or a SciPy sparse matrix. If the object is backed, call adata.to_memory() first."
+    kind = f"{type(matrix).__module__}.{type(matrix).__qualname__}"
+    raise TypeError(
+        f"{where} is a {kind}; expected a NumPy array, a SciPy sparse matrix, an HDF5 or Zarr array, a sparse matrix on disk "
+        "as anndata reads it, or a dask array of one of them."
     )
 
 
 def refuse_non_finite(matrix: Matrix, where: str) -> None:
     """Raise an error that says how many values are NaN or infinite and in which rows."""
+    from .core.moments import chunks
+
     if not np.issubdtype(matrix.dtype, np.inexact):
         return
     with np.errstate(over="ignore", invalid="ignore"):
         if not on_disk(matrix) and np.isfinite(matrix.sum(dtype=np.float64)):
             return
-    bad_rows, n_bad = [], 0
-    for rows in row_blocks(matrix.shape[0], SCAN_ROWS):
-        bad = ~np.isfinite(dense_rows(matrix, rows))
-        n_bad += int(bad.sum())
-        bad_rows.extend(rows.start + np.flatnonzero(bad.any(axis=1)))
+    rows_of_bad = []
+    for rows, part in chunks(matrix):
+        if sparse.issparse(part):
+            found = np.searchsorted(part.indptr, np.flatnonzero(~np.isfinite(part.data)), side="right") - 1
+        else:
+            found = np.nonzero(~np.isfinite(part))[0]
+        rows_of_bad.append(rows.start + found)
+    n_bad = sum(map(len, rows_of_bad))
     if n_bad:
+        bad_rows = np.unique(np.concatenate(rows_of_bad))
         first = ", ".join(map(str, bad_rows[:5])) + (", ..." if len(bad_rows) > 5 else "")
         raise ValueError(
             f"{where} has {n_bad} NaN or infinite values in {len(bad_rows)} of {matrix.shape[0]} rows (rows {first}). "
@@ -226,55 +243,72 @@ def recomputed(held: Holder, use_rep: str | None, layer: str | None, names: Sequ
 
 
 def expression(
-    data: Data, held: Holder, *, layer: str | None, use_raw: bool | None = None, var_mod: str | None = None
+    data: Data,
+    held: Holder,
+    *,
+    layer: str | None,
+    use_raw: bool | None = None,
+    var_mod: str | None = None,
 ) -> tuple[Expression, np.ndarray | slice]:
     """Read expression for the cells of an SAE.
+
+    The cells are gone through once. Values that are recognised as other than log1p values are warned of in the log.
 
     Returns
     -------
     The expression, and the rows of the holder that it has values for (in the same order as the expression).
     """
-    source, where = held.data, held.where
-    selected: np.ndarray | slice = slice(None)
-    if is_mudata(data):
-        if var_mod is None:
-            if is_mudata(held.data):
-                raise ValueError(
-                    f"The SAE lives on the MuData itself. Say whose genes to read with var_mod= "
-                    f"(one of {listing(data.mod)})."
-                )
-        else:
-            source, where = modality(data, var_mod), f"mdata.mod[{var_mod!r}]"
-    elif var_mod is not None:
-        raise ValueError(f"var_mod={var_mod!r} names a modality, but the data is an AnnData. Leave var_mod= out.")
-    matrix, genes, place = _expression_matrix(source, where, layer, use_raw)
+    from .core.moments import scan
+
+    source, where = _source(data, held, var_mod)
+    cells, selected = _matched(held, source, where)
+    stored, genes, place = _expression_matrix(source, where, layer, use_raw)
+    matrix = select_rows(stored, cells)
     if not genes.is_unique:
         repeated = genes[genes.duplicated()].unique()
         raise ValueError(
             f"{len(repeated)} gene names of {place} occur more than once ({listing(repeated, 5)}). "
             "Make them unique: adata.var_names_make_unique()."
         )
-    if source is not held.data:
-        if not source.obs_names.is_unique:
-            raise ValueError(
-                f"{where} has cell names that occur more than once, so cells cannot be matched by name. "
-                "Make them unique: obs_names_make_unique()."
-            )
-        position = source.obs_names.get_indexer(held.data.obs_names)
-        selected = np.flatnonzero(position >= 0)
-        if len(selected) == 0:
-            raise ValueError(f"No cell of {held.where} is in {where}: their obs_names have nothing in common.")
-        matrix = matrix[position[selected]]
-    counts = is_counts(matrix)
-    if counts:
-        from scanpy import logging as logg
+    summary = scan(matrix)
+    if summary.n_bad.any():
+        refuse_non_finite(stored, place)
+    scale = recognised_scale(summary)
+    if scale != "log1p":
+        _warn_of_scale(scale, summary, genes, place)
+    log_base = {"log1p": log1p_base(source.uns), "scaled": np.nan}.get(scale)
+    return Expression(matrix, genes, place, summary, scale, log_base), selected
 
-        logg.warning(
-            f"{place} holds integers, probably counts: features that follow the library size will seem to regulate "
-            "every gene. Pass log-normalised values (sc.pp.normalize_total, sc.pp.log1p)."
+
+def _source(data: Data, held: Holder, var_mod: str | None) -> tuple[ad.AnnData, str]:
+    """Find the AnnData whose genes are meant."""
+    if not is_mudata(data):
+        if var_mod is not None:
+            raise ValueError(f"var_mod={var_mod!r} names a modality, but the data is an AnnData. Leave var_mod= out.")
+        return held.data, held.where
+    if var_mod is not None:
+        return modality(data, var_mod), f"mdata.mod[{var_mod!r}]"
+    if is_mudata(held.data):
+        raise ValueError(
+            f"The SAE lives on the MuData itself. Say whose genes to read with var_mod= (one of {listing(data.mod)})."
         )
-    log_base = None if counts else log1p_base(source, matrix)
-    return Expression(matrix, genes, place, log_base), selected
+    return held.data, held.where
+
+
+def _matched(held: Holder, source: ad.AnnData, where: str) -> tuple[np.ndarray, np.ndarray | slice]:
+    """Match cells by name: their rows in the source, rising since that may be on disk, and the same cells in the holder."""
+    if source is held.data:
+        return np.arange(source.n_obs), slice(None)
+    if not source.obs_names.is_unique:
+        raise ValueError(
+            f"{where} has cell names that occur more than once, so cells cannot be matched by name. "
+            "Make them unique: obs_names_make_unique()."
+        )
+    position = source.obs_names.get_indexer(held.data.obs_names)
+    selected = np.argsort(position, kind="stable")[np.count_nonzero(position < 0) :]
+    if len(selected) == 0:
+        raise ValueError(f"No cell of {held.where} is in {where}: their obs_names have nothing in common.")
+    return position[selected], selected
 
 
 def _expression_matrix(
@@ -294,31 +328,40 @@ def _expression_matrix(
         matrix, genes, place = source.raw.X, source.raw.var_names, f"{where}.raw.X"
     else:
         matrix, genes, place = source.X, source.var_names, f"{where}.X"
-    matrix = in_memory(matrix, place)
-    refuse_non_finite(matrix, place)
-    lowest = matrix.min() if matrix.shape[0] and matrix.shape[1] else 0
-    if lowest < 0:
-        raise ValueError(
-            f"{place} has negative values (down to {lowest:.3g}), so it looks scaled: a fold change has no meaning there. "
-            "Pass layer= with log-normalised values, or keep them in adata.raw."
-        )
-    return matrix, genes, place
+    return readable(matrix, place), genes, place
 
 
-def is_counts(matrix: Matrix) -> bool:
-    """Tell whether the values (of up to 1,000 rows) are all integers."""
-    rows = np.linspace(0, matrix.shape[0] - 1, min(matrix.shape[0], FINGERPRINT_ROWS)).astype(np.int64)
-    part = matrix[rows]
-    values = part.data if sparse.issparse(part) else part
-    return bool(np.all(values == np.rint(values)))
+def recognised_scale(summary: Genes) -> Scale:
+    """Tell from their range and from whether they are integers what expression values are."""
+    if summary.lowest.min(initial=0) < 0:
+        return "scaled"
+    if summary.whole.all():
+        return "counts"
+    return "linear" if summary.highest.max(initial=0) >= MAX_LOG1P else "log1p"
 
 
-def log1p_base(source: ad.AnnData, matrix: Matrix) -> float | None:
-    """Return the base of log1p values, as Scanpy recorded it or else e; None for values too large to be logarithms."""
-    if matrix.max() >= MAX_LOG1P:
-        return None
-    recorded = source.uns.get("log1p")
-    base = None if recorded is None else recorded.get("base")
+def _warn_of_scale(scale: Scale, summary: Genes, genes: pd.Index, place: str) -> None:
+    """Say in the log how values that are not log-normalised were recognised, and what follows."""
+    from scanpy import logging as logg
+
+    values = summary.lowest if scale == "scaled" else summary.highest
+    gene = int(values.argmin() if scale == "scaled" else values.argmax())
+    found = f"{values[gene]:.3g}, of {genes[gene]!r}"
+    logg.warning(
+        {
+            "counts": f"{place} holds integers, probably counts (up to {found}): features that follow the library size will "
+            "seem to regulate every gene. Pass log-normalised values (sc.pp.normalize_total, sc.pp.log1p).",
+            "linear": f"{place} is not log-transformed: it has values up to {found}, and no logarithm of a count reaches "
+            f"{MAX_LOG1P}. Fold changes are ratios of plain means. Pass log-normalised values (sc.pp.log1p).",
+            "scaled": f"{place} looks scaled: it has negative values (down to {found}). There are no fold changes of such "
+            "values: log2fc is NaN. Pass layer= with log-normalised values, or keep them in adata.raw.",
+        }[scale]
+    )
+
+
+def log1p_base(uns: Mapping[str, Any]) -> float:
+    """Return the base of log1p values, as Scanpy recorded it or else e."""
+    base = (uns.get("log1p") or {}).get("base")
     return float(np.e) if base is None else float(base)
 
 

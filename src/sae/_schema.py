@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from ._data import Holder, is_mudata, listing, recomputed
+from ._data import Holder, Representation, columns_in_order, is_mudata, listing, recomputed, representation
 from .core.architectures import ARCHITECTURES
 from .core.autoencoder import Autoencoder
 
@@ -116,6 +116,14 @@ def activations(held: Holder, key: str) -> sparse.csr_matrix:
         raise KeyError(f"{held.where}.obsm has no activations {key!r}. Run sae.tl.encode(..., key={key!r}) first.")
     warn_if_changed(held, key, stored["encoded"], stored["weights"].get("input_names", ()), stacklevel=4)
     return sparse.csr_matrix(held.data.obsm[key])
+
+
+def latent(held: Holder, key: str) -> Representation:
+    """Read the representation that the activations were computed from, with the columns in the order of the SAE."""
+    stored = read(held, key)
+    names = stored["weights"].get("input_names", ())
+    found = representation(held, stored["encoded"]["use_rep"], stored["encoded"]["layer"])
+    return Representation(columns_in_order(found, names), found.where, np.asarray(names) if len(names) else None)
 
 
 def warn_if_changed(

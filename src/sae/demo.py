@@ -17,7 +17,7 @@ import scanpy as sc
 
 import sae
 
-from ._data import is_counts
+from .core.moments import scan
 
 MOST_LABELS = 50
 N_SHOWN, N_DRAWN = 12, 8
@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
     adata = ad.read_h5ad(options.h5ad) if options.h5ad else sae.datasets.pbmc68k()
-    if is_counts(adata.X):
+    if scan(adata.X).whole.all():
         print("X holds counts: kept in layers['counts'], X normalised to 10,000 and log-transformed")
         adata.layers["counts"] = adata.X.copy()
         sc.pp.normalize_total(adata, target_sum=1e4)

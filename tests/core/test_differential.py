@@ -99,6 +99,14 @@ def test_fold_change_is_of_the_group_means(layout, log_base, raw):
 
 
 @each_layout
+def test_there_is_no_fold_change_without_a_known_scale(layout):
+    a, x = activity(), expression() - 1
+    found = compared(a, layout(x), log_base=np.nan)
+    assert np.isnan(found.log2fc).all()
+    assert_as_scipy(found, a, x)
+
+
+@each_layout
 @pytest.mark.parametrize("value", [0.0, 0.1, 7.0])
 def test_constant_gene_is_not_tested_and_not_counted(layout, value):
     a, x = activity(), expression()
@@ -134,10 +142,9 @@ def test_gene_absent_from_one_group_is_tested(layout):
 )
 def test_features_need_enough_active_and_inactive_cells(min_cells, features):
     n_active = [0, 1, 2, 5, 15, 19, 20]
-    a = sparse.csr_matrix((np.arange(20)[:, None] < n_active).astype(np.float32))
-    x = expression(n=20)
-    groups = active_groups(sparse.csr_matrix(a))
-    blocks = list(differential(groups, x, moments.scan(x), log_base=None, pseudocount=1, min_cells=min_cells))
+    a, x = sparse.csr_matrix((np.arange(20)[:, None] < n_active).astype(np.float32)), expression(n=20)
+    options = {"log_base": None, "pseudocount": 1, "min_cells": min_cells}
+    blocks = list(differential(active_groups(a), x, moments.scan(x), **options))
     assert [feature for block in blocks for feature in block.features] == features
 
 

@@ -453,6 +453,27 @@ def test_counts_are_logged(make_adata, log):
     assert "probably counts" in log()
 
 
+@pytest.mark.parametrize(
+    ("plain", "scaled"),
+    [
+        pytest.param({"min_log2fc": 0}, {"min_log2fc": 0}, id="ora"),
+        pytest.param({"method": "mannwhitney", "min_log2fc": 0}, {"method": "mannwhitney"}, id="mannwhitney"),
+        pytest.param({"method": "ulm", "min_log2fc": 0}, {"method": "ulm"}, id="ulm"),
+    ],
+)
+def test_scaled_values_are_tested_by_their_t_alone(encoded, net, log, plain, scaled):
+    x = encoded.X.toarray().astype(np.float64)
+    encoded.layers["log"], encoded.layers["scaled"] = x, x - 1
+    sae.tl.enrich(encoded, net, n_sets=None, layer="log", **plain)
+    expected = sae.get.enrichment(encoded)
+    assert log() == ""
+    sae.tl.enrich(encoded, net, n_sets=None, layer="scaled", **scaled)
+    assert log().count("WARNING") == 1
+    assert "adata.layers['scaled'] looks scaled: it has negative values (down to -1" in log()
+    assert expected["overlap"].sum() > 100
+    pd.testing.assert_frame_equal(sae.get.enrichment(encoded), expected, rtol=1e-6)
+
+
 def test_layer_and_raw(make_adata):
     adata = make_adata(g=30)
     sae.tl.fit(adata, n_features=8, steps=30)

@@ -4,7 +4,7 @@ import mudata
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
+from scipy import sparse, stats
 
 import sae
 
@@ -145,8 +145,6 @@ def test_constant_genes_are_not_tested(make_adata, layout):
     adata = make_adata(g=12)
     adata.X[:, 3], adata.X[:, 4] = 1.7, 0
     if layout == "csr":
-        from scipy import sparse
-
         adata.X = sparse.csr_matrix(adata.X)
     sae.tl.fit(adata, n_features=8, steps=30)
     sae.tl.encode(adata)
@@ -194,6 +192,22 @@ def test_scaled_values_are_passed_over_for_raw(encoded):
     sae.tl.rank_genes(plain)
     sae.tl.rank_genes(encoded)
     pd.testing.assert_frame_equal(plain.uns["sae"]["genes"], encoded.uns["sae"]["genes"])
+
+
+@pytest.mark.parametrize("method", ["welch", "wilcoxon"])
+def test_scaled_values_are_tested_without_a_fold_change(encoded, log, method):
+    encoded.layers["scaled"] = dense(encoded.X) - dense(encoded.X).mean(axis=0)
+    sae.tl.rank_genes(encoded, n_genes=None, method=method)
+    plain = encoded.uns["sae"]["genes"]
+    assert plain["log2fc"].notna().all()
+    assert log() == ""
+    sae.tl.rank_genes(encoded, n_genes=None, method=method, layer="scaled")
+    scaled = encoded.uns["sae"]["genes"]
+    assert log().count("WARNING") == 1
+    assert "adata.layers['scaled'] looks scaled: it has negative values (down to -" in log()
+    assert scaled["log2fc"].isna().all()
+    one, other = (table.set_index(["feature", "gene"]).sort_index() for table in (plain, scaled))
+    np.testing.assert_allclose(one["score"], other["score"], rtol=1e-3, atol=1e-3)
 
 
 def test_counts_are_read_as_they_are_and_logged(make_adata, log):

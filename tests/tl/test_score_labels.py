@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
+from scipy import sparse, stats
 from sklearn.metrics import precision_recall_curve, roc_auc_score
 
 import sae
@@ -154,6 +154,14 @@ def test_cells_without_a_label_are_left_out(encoded):
     table = encoded.uns["sae"]["labels"]
     assert set(table["label"]) == {"G1", "S", "G2M"}
     assert_scores_of(table, encoded.obsm["sae"][known], encoded.obs["phase"].to_numpy()[known])
+
+
+def test_baselines_leave_out_cells_without_a_label(encoded):
+    encoded.obs["some"] = encoded.obs["phase"].astype(object).where(np.arange(700) % 3 > 0)
+    known = encoded[encoded.obs["some"].notna()].copy()
+    for adata in (encoded, known):
+        sae.tl.score_labels(adata, "some", baselines=True)
+    pd.testing.assert_frame_equal(sae.get.label_summary(encoded), sae.get.label_summary(known))
 
 
 @pytest.mark.parametrize(
@@ -372,6 +380,19 @@ def test_baselines_of_a_mudata(make_mudata):
     values = np.asarray(mdata["adt"][:, gene["selected"]].X).ravel()
     if gene["agreement"] == 1:
         assert gene["held_out_auroc"] == pytest.approx(roc_auc_score(inside, values), abs=0.05)
+
+
+@pytest.mark.parametrize("layout", [np.asarray, sparse.csr_matrix], ids=["dense", "csr"])
+def test_baselines_of_scaled_values_are_those_of_the_values(encoded, log, layout):
+    """The order of the cells is the same, whichever of them are zero."""
+    sae.tl.score_labels(encoded, "bulk_labels", baselines=True)
+    expected = sae.get.label_summary(encoded)
+    assert log() == ""
+    encoded.layers["scaled"] = layout(encoded.X.toarray() - np.float32(1.5))
+    sae.tl.score_labels(encoded, "bulk_labels", baselines=True, layer="scaled")
+    assert log().count("WARNING") == 1
+    assert "adata.layers['scaled'] looks scaled" in log()
+    pd.testing.assert_frame_equal(sae.get.label_summary(encoded), expected)
 
 
 def test_baselines_of_features_of_genes(make_adata):

@@ -46,7 +46,7 @@ def differential(
     genes
         What :func:`sae.core.moments.scan` tells of `x`; those that do not vary are not tested.
     log_base, pseudocount
-        For the fold change, see :func:`log2_fold_change`.
+        For the fold change, see :func:`log2_fold_change`. It is NaN where `log_base` is.
     min_cells
         Features with fewer positive or fewer reference cells are left out.
 

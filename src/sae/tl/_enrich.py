@@ -110,7 +110,8 @@ def enrich(
         Name of the gene sets in the result; by default the name of the GMT file, else `"gene_sets"`. Results of another
         collection are kept.
     layer, use_raw
-        Expression to read: this layer, else `.raw` if there is one (unless `use_raw=False`), else `X`.
+        Expression to read: this layer, else `.raw` if there is one (unless `use_raw=False`), else `X`. It may be on disk (backed,
+        Zarr, a memory map) or a dask array, and is then read in chunks of cells.
     mod
         The modality that holds the SAE.
     var_mod
@@ -122,7 +123,9 @@ def enrich(
     directions
         Of `"ora"`: any of `"up"`, `"down"`, `"both"`.
     max_padj, min_log2fc
-        Which genes stand out for a feature: the study set of `"ora"`, and the genes listed for other methods.
+        Which genes stand out for a feature: the study set of `"ora"`, and the genes listed for other methods. Scaled values
+        (some negative) have no fold changes; genes then stand out by adjusted p and the sign of t, and `"ora"` demands
+        `min_log2fc=0`.
     min_size, max_size
         Gene sets with fewer or more measured genes (of the background) are left out.
     n_sets
@@ -159,8 +162,8 @@ def enrich(
     KeyError
         There are no activations, or no such layer or batch.
     ValueError
-        `net` lacks columns, has no gene in common with the data or no set of suitable size; repeated gene names;
-        NaN or infinite expression values; a setting out of range.
+        `net` lacks columns, has no gene in common with the data or no set of suitable size; repeated gene names; NaN or
+        infinite expression values, or scaled ones with `"ora"` and a `min_log2fc`; a setting out of range.
 
     Examples
     --------
@@ -175,7 +178,6 @@ def enrich(
     from scanpy import logging as logg
 
     from ..core.groups import active_groups, percentile_groups
-    from ..core.moments import scan
     from ..core.null import matched_sets, permuted_cells
     from ..core.set_methods import StandingOut
     from ..core.set_search import DIRECTIONS, Method, search
@@ -187,7 +189,12 @@ def enrich(
     a = _schema.activations(held, key)
     expressed, rows = expression(data, held, layer=layer, use_raw=use_raw, var_mod=var_mod)
     codes = _batch_codes(held, batch)
-    genes = scan(expressed.matrix)
+    genes, scaled = expressed.summary, expressed.scale == "scaled"
+    if scaled and method == "ora" and min_log2fc > 0:
+        raise ValueError(
+            f"{expressed.where} has negative values, of which there are no fold changes, and method='ora' takes genes by "
+            f"min_log2fc={min_log2fc}. Pass layer= with log-normalised values, or min_log2fc=0."
+        )
     counted = genes.varies if background is None else genes.varies & _background(background, expressed)
     sets = match(net, expressed.genes[counted], min_size=min_size, max_size=max_size)
     collection = collection or default_collection(net)
@@ -201,7 +208,7 @@ def enrich(
     collections = [sets.weights, *random_sets]
     how = Method(
         method,
-        StandingOut(max_padj, min_log2fc),
+        StandingOut(max_padj, 0 if scaled else min_log2fc),
         tuple(directions),
         expressed.log_base,
         pseudocount,

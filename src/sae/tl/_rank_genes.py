@@ -49,7 +49,8 @@ def rank_genes(
 
     P-values are two-sided, adjusted within a feature over all genes that vary (Benjamini-Hochberg). The fold change is
     log2((m₁ + c) / (m₀ + c)) with the pseudocount c and m = expm1(x̄) for log1p values (not all integers, all below 50; of
-    the base in `uns["log1p"]`, else e), m = x̄ otherwise.
+    the base in `uns["log1p"]`, else e), m = x̄ otherwise. Scaled values (some negative) have none: NaN. A warning in the log says
+    what was recognised, if not log1p values.
 
     Parameters
     ----------
@@ -64,7 +65,8 @@ def rank_genes(
         use no others (arXiv:2410.11468, with 99). Where fewer cells than that are active, all of them are used. With
         `"welch"` only.
     layer, use_raw
-        Expression to read: this layer, else `.raw` if there is one (unless `use_raw=False`), else `X`.
+        Expression to read: this layer, else `.raw` if there is one (unless `use_raw=False`), else `X`. It may be on disk (backed,
+        Zarr, a memory map) or a dask array, and is then read in chunks of cells.
     mod
         The modality that holds the SAE.
     var_mod
@@ -88,7 +90,9 @@ def rank_genes(
     KeyError
         There are no activations, or no such layer.
     ValueError
-        Negative (scaled), NaN or infinite expression values; repeated gene names; a setting out of range.
+        NaN or infinite expression values; repeated gene names; a setting out of range.
+    TypeError
+        Expression of an unknown kind.
 
     Notes
     -----
@@ -164,7 +168,9 @@ def _compared(
 
     groups = active_groups(a) if percentile is None else percentile_groups(a, percentile)
     x = expressed.matrix
-    blocks = differential(groups, x, scan(x), log_base=expressed.log_base, pseudocount=pseudocount, min_cells=min_cells)
+    blocks = differential(
+        groups, x, expressed.summary, log_base=expressed.log_base, pseudocount=pseudocount, min_cells=min_cells
+    )
     if method == "welch":
         yield from blocks
         return

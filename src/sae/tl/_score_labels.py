@@ -9,9 +9,9 @@ import pandas as pd
 from scipy import sparse
 
 from .. import _schema
-from .._data import Data, Holder, columns_in_order, expression, holder, listing, representation
+from .._data import Data, Holder, expression, holder, listing
 from .._progress import progress_bar
-from ..core.rows import dense_rows, on_disk
+from ..core.rows import select_rows
 
 if TYPE_CHECKING:
     from ..core.labels import CrossFit, LabelScores
@@ -82,7 +82,7 @@ def score_labels(
         Choose and score the best gene, and the best column of the representation (a principal component, say, of either
         sign), in the same way as the best feature.
     layer
-        Expression for `baselines`: this layer, else `.raw` if there is one, else `X`.
+        Expression for `baselines`: this layer, else `.raw` if there is one, else `X`; in memory, on disk or a dask array.
     var_mod
         The modality whose variables `baselines` reads, by default `mod`. Cells are matched by `obs_names`.
     max_padj
@@ -116,7 +116,7 @@ def score_labels(
         There are no activations, or no such column.
     ValueError
         The column is continuous, or has fewer than two labels; cells without a donor, or only one donor; `order` names labels that
-        are not there; negative expression.
+        are not there; NaN or infinite expression.
 
     Notes
     -----
@@ -224,19 +224,16 @@ def _baselines(
     expressed, selected = expression(data, held, layer=layer, var_mod=var_mod)
     labelled = known[selected]
     rows = (np.cumsum(known) - 1)[selected][labelled]
-    genes = Source("gene", expressed.matrix[labelled], expressed.genes, rows)
+    genes = Source("gene", select_rows(expressed.matrix, np.flatnonzero(labelled)), expressed.genes, rows)
 
-    stored = _schema.read(held, key)
-    encoded, names = stored["encoded"], stored["weights"].get("input_names", ())
-    found = representation(held, encoded["use_rep"], encoded["layer"])
-    x = columns_in_order(found, names)
-    x = dense_rows(x, slice(None)) if on_disk(x) or x.min() < 0 else x
-    if len(names) == 0:
-        names = [f"{encoded['layer'] or encoded['use_rep']}_{i}" for i in range(x.shape[1])]
-    x, columns = x[known], pd.Index(names)
-    if not sparse.issparse(x):
-        x, columns = np.hstack([x, -x]), columns.append(columns)
-    return [genes, Source("representation", x, columns, slice(None))]
+    encoded, found = _schema.read(held, key)["encoded"], _schema.latent(held, key)
+    x = select_rows(found.matrix, np.flatnonzero(known))
+    numbered = [f"{encoded['layer'] or encoded['use_rep']}_{i}" for i in range(x.shape[1])]
+    names = pd.Index(numbered if found.names is None else found.names)
+    if isinstance(x, np.ndarray):
+        # In both directions: the sign of a component means nothing.
+        x, names = np.hstack([x, -x]), names.append(names)
+    return [genes, Source("representation", x, names, slice(None))]
 
 
 def _halves(
