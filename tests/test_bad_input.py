@@ -80,6 +80,17 @@ def score_labels(groupby="group", **kwargs):
     return lambda data: sae.tl.score_labels(data, groupby, **kwargs)
 
 
+@dataclass(frozen=True)
+class Decoder:
+    """A model that predicts the expression there is, made wrong."""
+
+    wrong: Callable[[Any], object] = lambda x: x
+
+    def decode(self, z, data):
+        assert len(z) == data.n_obs
+        return self.wrong(data.X)
+
+
 CASES = {
     # ---- fit: where to read
     "fit: no default embedding": Case(
@@ -296,6 +307,53 @@ CASES = {
     ),
     "rank_genes: complex numbers": Case(
         rank_genes(), TypeError, r"adata\.X holds complex64 values", put("X", None, lambda a: a.X.astype(np.complex64))
+    ),
+    "rank_genes: model without decode": Case(
+        rank_genes(model=np.zeros(3)),
+        TypeError,
+        r"model= is a ndarray, which has no method decode\(z, data\)\. Pass an object that returns",
+    ),
+    "rank_genes: model with layer": Case(
+        rank_genes(model=Decoder(), layer="log"), ValueError, r"Both model= and layer='log' were given\. Pass one"
+    ),
+    "rank_genes: model with use_raw": Case(
+        rank_genes(model=Decoder(), use_raw=True), ValueError, r"Both model= and use_raw=True were given\. Pass one"
+    ),
+    "rank_genes: model of other genes": Case(
+        rank_genes(model=Decoder(lambda x: x[:, :7])),
+        ValueError,
+        r"the prediction of Decoder has the shape \(1, 7\) for 1 cells and 20 genes\. decode\(z, data\) must return",
+    ),
+    "rank_genes: model of other cells": Case(
+        rank_genes(model=Decoder(lambda x: x[:1])),
+        ValueError,
+        r"the prediction of Decoder has the shape \(1, 20\) for 60 cells",
+    ),
+    "rank_genes: model that returns words": Case(
+        rank_genes(model=Decoder(lambda x: "words")),
+        TypeError,
+        r"the prediction of Decoder is a builtins\.str; expected a NumPy array",
+    ),
+    "rank_genes: model of changing genes": Case(
+        rank_genes(
+            model=Decoder(lambda x: ad.AnnData(x, var=pd.DataFrame(index=[f"{len(x)}-{i}" for i in range(20)])))
+        ),
+        ValueError,
+        r"the prediction of Decoder has 20 genes \('60-0', .*\) for cells 0 to 59, and 20 \('1-0', .*\) for the first one",
+    ),
+    "rank_genes: model of repeated genes": Case(
+        rank_genes(model=Decoder()),
+        ValueError,
+        r"1 gene names of the prediction of Decoder occur more than once \('g1'\)",
+        put("var_names", None, lambda a: ["g1", *a.var_names[1:]]),
+    ),
+    "rank_genes: model with some NaN": Case(
+        rank_genes(model=Decoder(lambda x: np.where(np.arange(len(x))[:, None] == 7, np.nan, x))),
+        ValueError,
+        r"the prediction of Decoder has 20 NaN or infinite values in 1 of 60 rows \(rows 7\)",
+    ),
+    "rank_genes: model with NaN only": Case(
+        rank_genes(model=Decoder(lambda x: x * np.nan)), ValueError, r"1200 NaN or infinite values in 60 of 60 rows"
     ),
     "rank_genes: NaN throughout a gene": Case(
         rank_genes(),

@@ -182,6 +182,27 @@ def test_the_same_cells_are_not_copied(layout):
     assert found.matrix is x if layout is np.asarray else np.shares_memory(found.matrix.data, x.data)
 
 
+def test_a_model_is_given_the_cells_that_have_both_a_latent_and_the_other_modality():
+    class Model:
+        def decode(self, z, data):
+            np.testing.assert_array_equal(z, numbered([int(name.split("-")[1]) for name in data.obs_names])[:, :1])
+            prediction = ad.AnnData(np.hstack([z, z + 0.25, z * np.nan]))
+            prediction.uns["log1p"] = {"base": 2}
+            return prediction
+
+    rna, adt = (ad.AnnData(numbered(cells)) for cells in ([3, 1, 4, 15, 9], [9, 2, 6, 3, 1]))
+    rna.obs_names, adt.obs_names = (["cell-" + str(int(x)) for x in adata.X[:, 0]] for adata in (rna, adt))
+    adt.var_names = ["a", "b"]
+    mdata = mudata.MuData({"rna": rna, "adt": adt})
+    where, latent = Holder(mdata["rna"], "mdata.mod['rna']"), rna.X[:, :1]
+    found, rows = expression(mdata, where, layer=None, var_mod="adt", model=Model(), latent=latent)
+    np.testing.assert_array_equal(rows, [4, 0, 1])
+    assert found.genes.tolist() == ["0", "1"]
+    assert found.matrix.shape == (3, 2)
+    np.testing.assert_array_equal(dense_rows(found.matrix, slice(1, 3)), [[3, 3.25], [1, 1.25]])
+    assert (found.where, found.scale, found.log_base) == ("the prediction of Model", "log1p", 2)
+
+
 def test_rows_of_bad_values_are_those_of_the_matrix_and_not_of_the_matched_cells():
     with pytest.raises(
         ValueError, match=r"mdata\.mod\['adt'\]\.X has 1 NaN or infinite values in 1 of 4 rows \(rows 3\)"

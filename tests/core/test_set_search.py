@@ -33,7 +33,11 @@ def method(name="ora", **settings):
 
 def found(collections, *, how=None, n_stored=None):
     a, x, _ = data()
-    return list(search(active_groups(a), x, scan(x), collections, how or method(), n_stored=n_stored))
+    return list(
+        search(
+            active_groups(a), x, scan(x), np.ones(N_GENES, dtype=bool), collections, how or method(), n_stored=n_stored
+        )
+    )
 
 
 def joined(parts):

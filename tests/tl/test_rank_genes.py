@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import anndata as ad
 import mudata
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
 from scipy import sparse, stats
 
 import sae
+from sae.core import moments
 
 COLUMNS = {
     "feature": "category",
@@ -208,6 +211,87 @@ def test_scaled_values_are_tested_without_a_fold_change(encoded, log, method):
     assert scaled["log2fc"].isna().all()
     one, other = (table.set_index(["feature", "gene"]).sort_index() for table in (plain, scaled))
     np.testing.assert_allclose(one["score"], other["score"], rtol=1e-3, atol=1e-3)
+
+
+class PCA:
+    """Principal components turned back into expression; genes that they do not cover are NaN."""
+
+    def __init__(self, adata, wrap=lambda x: x):
+        self.mean = dense(adata.X).mean(axis=0, dtype=np.float64)
+        self.loadings = adata.varm["PCs"]
+        self.unknown = ~self.loadings.any(axis=1)
+        self.wrap = wrap
+        self.n_cells = []
+
+    def decode(self, z, data):
+        np.testing.assert_array_equal(z, data.obsm["X_pca"])
+        self.n_cells.append(len(z))
+        x = np.maximum(z @ self.loadings.T + self.mean, 0)
+        x[:, self.unknown] = np.nan
+        return self.wrap(x)
+
+
+@pytest.fixture(scope="module")
+def with_loadings():
+    """Encoded cells whose components cover 300 of 765 genes."""
+    adata = sae.datasets.pbmc68k()
+    adata.var["covered"] = np.random.default_rng(0).permutation(adata.n_vars) < 300
+    sc.pp.pca(adata, n_comps=20, mask_var="covered")
+    sae.tl.fit(adata, n_features=16, steps=60)
+    sae.tl.encode(adata)
+    return adata
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        pytest.param(lambda x: x, id="array"),
+        pytest.param(sparse.csr_matrix, id="sparse"),
+        pytest.param(lambda x: ad.AnnData(x, var=pd.DataFrame(index=[f"predicted-{i}" for i in range(765)])), id="AnnData"),
+    ],
+)  # fmt: skip
+def test_a_prediction_is_ranked_as_the_same_values_in_a_layer(with_loadings, wrap, monkeypatch, log):
+    monkeypatch.setattr(moments, "CHUNK_ROWS", 64)
+    adata = with_loadings.copy()
+    model = PCA(adata, wrap)
+    covered = adata[:, adata.var["covered"]].copy()
+    covered.layers["predicted"] = PCA(adata).decode(adata.obsm["X_pca"], adata)[:, adata.var["covered"]]
+    sae.tl.rank_genes(adata, model=model, n_genes=None)
+    sae.tl.rank_genes(covered, layer="predicted", n_genes=None)
+    assert max(model.n_cells) == 64
+    assert log() == ""
+    found, expected = (data.uns["sae"]["genes"] for data in (adata, covered))
+    found["gene"] = found["gene"].astype(str)
+    if found["gene"].iloc[0].startswith("predicted-"):
+        found["gene"] = adata.var_names[found["gene"].str.removeprefix("predicted-").astype(int)]
+    assert found["gene"].nunique() == 300
+    index = ["feature", "gene"]
+    found, expected = (table.set_index(table[index].astype(str).agg(" ".join, axis=1)) for table in (found, expected))
+    assert set(found.index) == set(expected.index)
+    for name in ("score", "log2fc", "pval", "padj"):
+        np.testing.assert_allclose(found[name], expected[name][found.index], rtol=1e-6, atol=1e-9, err_msg=name)
+
+
+def test_the_latent_is_what_was_encoded(make_adata):
+    """From another slot, and columns by name in the order of the SAE."""
+    adata = make_adata()
+    table = pd.DataFrame(adata.obsm["X_pca"] + 1, index=adata.obs_names, columns=list("abcdef"))
+    adata.obsm["X_other"] = table
+    sae.tl.fit(adata, "X_other", n_features=8, steps=30)
+    sae.tl.encode(adata)
+    adata.obsm["X_other"] = table[list("fedcba")]
+    given = []
+
+    class Model:
+        def decode(self, z, data):
+            given.append(z)
+            return data.X
+
+    sae.tl.rank_genes(adata, model=Model())
+    np.testing.assert_array_equal(given[-1], table)
+    of_model = adata.uns["sae"]["genes"]
+    sae.tl.rank_genes(adata)
+    pd.testing.assert_frame_equal(of_model, adata.uns["sae"]["genes"])
 
 
 def test_counts_are_read_as_they_are_and_logged(make_adata, log):

@@ -86,6 +86,7 @@ def search(
     groups: Groups,
     x: Matrix,
     genes: Genes,
+    counted: np.ndarray,
     collections: Sequence[sparse.csr_matrix],
     method: Method,
     *,
@@ -100,20 +101,22 @@ def search(
     x
         Expression (n, g), dense or sparse, in memory or read by rows.
     genes
-        What :func:`sae.core.moments.scan` tells of `x`; only those that vary are counted.
+        What :func:`sae.core.moments.scan` tells of `x`.
+    counted
+        (g,), the genes that take part; all of them vary.
     collections
-        (sets, genes that vary), stored for a member: its weight. The first are the real sets, the others random ones.
+        (sets, genes that take part), stored for a member: its weight. The first are the real sets, the others random ones.
     method
         How.
     n_stored
         Sets in `rows` for each feature and direction, 0 for none, None for all.
     """
-    counted = slice(None) if genes.varies.all() else np.flatnonzero(genes.varies)
+    places = slice(None) if counted.all() else np.flatnonzero(counted)
     stacked = sparse.vstack(collections, format="csr")
     n_sets = collections[0].shape[0]
 
     def found(measured: Block) -> Found:
-        return _digest(measured.features, method.tests(measured, counted, stacked), n_sets, method, stacked, n_stored)
+        return _digest(measured.features, method.tests(measured, places, stacked), n_sets, method, stacked, n_stored)
 
     # decoupler starts threads of its own.
     threads = 1 if method.name in ("ulm", "gsea", "aucell") else available_threads()

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -216,12 +215,11 @@ def enrich(
         seed=int(generator.integers(2**31)),
     )
     chosen = partial(active_groups) if percentile is None else partial(percentile_groups, percentile=percentile)
-    genes = replace(genes, varies=counted)
     with progress_bar((1 + n_null) * a.shape[1], "enrich", "feature", shown=progress) as bar:
 
         def run(a: sparse.csr_matrix, collections: list[sparse.csr_matrix], n_stored: int | None) -> list[Found]:
             found = []
-            for part in search(chosen(a), expressed.matrix, genes, collections, how, n_stored=n_stored):
+            for part in search(chosen(a), expressed.matrix, genes, counted, collections, how, n_stored=n_stored):
                 found.append(part)
                 bar.update(part.n_features)
             return found

@@ -29,6 +29,7 @@ def rank_genes(
     percentile: float | None = None,
     layer: str | None = None,
     use_raw: bool | None = None,
+    model: object | None = None,
     mod: str | None = None,
     var_mod: str | None = None,
     n_genes: int | None = 100,
@@ -67,6 +68,11 @@ def rank_genes(
     layer, use_raw
         Expression to read: this layer, else `.raw` if there is one (unless `use_raw=False`), else `X`. It may be on disk (backed,
         Zarr, a memory map) or a dask array, and is then read in chunks of cells.
+    model
+        Test what a model predicts instead of data (as arXiv:2410.11468 does). An object with a method `decode(z, data)` that
+        returns the expression of the cells in `data`, a part of the AnnData, given their latent `z` (cells × dimensions), which
+        is the representation that was encoded: an array (cells × the genes of `data`), or an AnnData. It is called for chunks of
+        cells, for all of them at least twice, and must always give the same. Genes that are NaN everywhere are left out.
     mod
         The modality that holds the SAE.
     var_mod
@@ -90,9 +96,9 @@ def rank_genes(
     KeyError
         There are no activations, or no such layer.
     ValueError
-        NaN or infinite expression values; repeated gene names; a setting out of range.
+        NaN or infinite expression values; repeated gene names; a setting out of range; `model` together with `layer`.
     TypeError
-        Expression of an unknown kind.
+        Expression of an unknown kind; a model without `decode`.
 
     Notes
     -----
@@ -122,7 +128,8 @@ def rank_genes(
         )
     held = holder(data, mod)
     a = _schema.activations(held, key)
-    expressed, rows = expression(data, held, layer=layer, use_raw=use_raw, var_mod=var_mod)
+    latent = None if model is None else _schema.latent(held, key).matrix
+    expressed, rows = expression(data, held, layer=layer, use_raw=use_raw, var_mod=var_mod, model=model, latent=latent)
     start = logg.info(f"ranking {len(expressed.genes)} genes of {expressed.where} for {a.shape[1]} features")
     with progress_bar(a.shape[1], "genes", "feature", shown=progress) as bar:
         blocks, imprecise = [], 0
@@ -163,7 +170,6 @@ def _compared(
     """Compare the cells of every feature by either method."""
     from ..core.differential import differential
     from ..core.groups import active_groups, percentile_groups
-    from ..core.moments import scan
     from ..core.wilcoxon import wilcoxon
 
     groups = active_groups(a) if percentile is None else percentile_groups(a, percentile)

@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from scipy import sparse
 
 from .. import _schema
 from .._data import Data, Holder, expression, holder, listing
 from .._progress import progress_bar
-from ..core.rows import select_rows
+from ..core.rows import dense_rows, select_rows
 
 if TYPE_CHECKING:
     from ..core.labels import CrossFit, LabelScores
@@ -322,10 +321,7 @@ def _summary(
     sources: list[Source], fits: list[CrossFit], codes: np.ndarray, groupby: str, names: pd.Index
 ) -> pd.DataFrame:
     """Make a row per label and source."""
-    by_source = [
-        [_chosen(source, fit, codes[source.rows], label) for label in range(len(names))]
-        for source, fit in zip(sources, fits, strict=True)
-    ]
+    by_source = [_chosen(source, fit, codes[source.rows]) for source, fit in zip(sources, fits, strict=True)]
     rows = [row for of_label in zip(*by_source, strict=True) for row in of_label]
     label_codes, source_codes = np.divmod(np.arange(len(rows)), len(sources))
     columns = {
@@ -346,30 +342,36 @@ def _summary(
     return _schema.tidy(columns, _schema.LABEL_SUMMARY, categories)
 
 
-def _chosen(source: Source, fit: CrossFit, codes: np.ndarray, label: int) -> dict[str, object]:
-    """Summarise the choices of one label over the splits that have it in both halves."""
+def _chosen(source: Source, fit: CrossFit, codes: np.ndarray) -> list[dict[str, object]]:
+    """Summarise the choices of each label over the splits that have it in both halves."""
     from ..core.labels import difference
+    from ..core.moments import chunks
 
-    chosen = fit.chosen[:, :, label]
-    scored = chosen[:, 0] >= 0
-    if not scored.any():
-        return {"selected": None} | dict.fromkeys(_schema.LABEL_SUMMARY[5:], np.nan)
-    columns, counts = np.unique(chosen[scored], return_counts=True)
-    best = columns[counts.argmax()]
-    values = source.matrix[:, [best]]
-    held_out = fit.held_out_auroc[scored, :, label].mean(axis=1)
-    apart, low, high = difference(dense_rows(values, slice(None)).ravel(), codes == label)
-    return {
-        "selected": str(source.names[best]),
-        "agreement": counts.max() / counts.sum(),
-        "selection_auroc": fit.selection_auroc[scored, :, label].mean(),
-        "held_out_auroc": held_out.mean(),
-        "held_out_sd": held_out.std(ddof=1) if len(held_out) > 1 else np.nan,
-        "held_out_f1": fit.held_out_f1[scored, :, label].mean(),
-        "difference": apart,
-        "ci_low": low,
-        "ci_high": high,
-    }
+    unknown = {"selected": None} | dict.fromkeys(_schema.LABEL_SUMMARY[5:], np.nan)
+    rows: list[dict[str, object]] = []
+    best, agreement = np.zeros(fit.chosen.shape[2], dtype=np.int64), np.zeros(fit.chosen.shape[2])
+    for label, chosen in enumerate(np.moveaxis(fit.chosen, 2, 0)):
+        columns, counts = np.unique(chosen[chosen >= 0], return_counts=True)
+        if len(columns):
+            best[label], agreement[label] = columns[counts.argmax()], counts.max() / counts.sum()
+    values = np.concatenate([dense_rows(part[:, best], slice(None)) for _, part in chunks(source.matrix)])
+    for label, chosen in enumerate(np.moveaxis(fit.chosen, 2, 0)):
+        scored = chosen[:, 0] >= 0
+        if not scored.any():
+            rows.append(unknown)
+            continue
+        held_out = fit.held_out_auroc[scored, :, label].mean(axis=1)
+        apart, low, high = difference(values[:, label], codes == label)
+        row = {
+            "selected": str(source.names[best[label]]),
+            "agreement": agreement[label],
+            "selection_auroc": fit.selection_auroc[scored, :, label].mean(),
+            "held_out_auroc": held_out.mean(),
+            "held_out_sd": held_out.std(ddof=1) if len(held_out) > 1 else np.nan,
+            "held_out_f1": fit.held_out_f1[scored, :, label].mean(),
+        }
+        rows.append(row | {"difference": apart, "ci_low": low, "ci_high": high})
+    return rows
 
 
 def _labels(obs: pd.DataFrame, groupby: str, where: str) -> pd.Categorical:
