@@ -347,7 +347,7 @@ def _chosen(source: Source, fit: CrossFit, codes: np.ndarray) -> list[dict[str, 
     from ..core.labels import difference
     from ..core.moments import chunks
 
-    unknown = {"selected": None} | dict.fromkeys(_schema.LABEL_SUMMARY[5:], np.nan)
+    unknown: dict[str, object] = {"selected": None, **dict.fromkeys(_schema.LABEL_SUMMARY[5:], np.nan)}
     rows: list[dict[str, object]] = []
     best, agreement = np.zeros(fit.chosen.shape[2], dtype=np.int64), np.zeros(fit.chosen.shape[2])
     for label, chosen in enumerate(np.moveaxis(fit.chosen, 2, 0)):
