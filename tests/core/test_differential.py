@@ -9,10 +9,10 @@ from scipy import sparse, stats
 
 from sae.core import differential as module
 from sae.core import moments
-from sae.core.differential import Differential, differential
-from sae.core.groups import active_groups
+from sae.core.differential import MIN_EXPECTED, Differential, differential
+from sae.core.groups import active_groups, percentile_groups
 
-ARRAYS = ("features", "score", "log2fc", "pval", "log_pval", "padj")
+ARRAYS = ("features", "score", "log2fc", "pval", "log_pval", "padj", "either_way")
 LAYOUTS = {"dense": np.asarray, "csr": sparse.csr_matrix}
 each_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 
@@ -29,9 +29,14 @@ def activity(n=50, h=7, *, seed=1):
     return np.where(rng.random((n, h)) < np.linspace(0.15, 0.85, h), rng.uniform(0.1, 1, size=(n, h)), 0)
 
 
-def compared(a, x, *, log_base=np.e, pseudocount=0.1, min_cells=2) -> Differential:
+def compared(a, x, *, log_base=np.e, pseudocount=0.1, min_cells=2, min_expected=0) -> Differential:
     """All blocks as one."""
-    options = {"log_base": log_base, "pseudocount": pseudocount, "min_cells": min_cells}
+    options = {
+        "log_base": log_base,
+        "pseudocount": pseudocount,
+        "min_cells": min_cells,
+        "min_expected": min_expected,
+    }
     blocks = list(differential(active_groups(sparse.csr_matrix(a)), x, moments.scan(x), **options))
     assert blocks
     return Differential(**{name: np.concatenate([vars(block)[name] for block in blocks]) for name in ARRAYS})
@@ -134,6 +139,103 @@ def test_gene_absent_from_one_group_is_tested(layout):
     x[a[:, 0] > 0, :3] = 0
     x[a[:, 0] == 0, 3:6] = 0
     assert_as_scipy(compared(a, layout(x)), a, x)
+
+
+def rare(n=120, g=40, *, seed=2):
+    """Counts (n, g) of genes from one cell to all, the last one without any cell."""
+    rng = np.random.default_rng(seed)
+    x = rng.poisson(np.geomspace(0.01, 8, g), size=(n, g)).astype(np.float64)
+    x[:, 0], x[:, -1] = np.arange(n) == 5, 0
+    return x
+
+
+def expected_by_hand(mine, others):
+    """Cells with a gene to expect among `mine`, if they were like the others."""
+    if not others.any():
+        return 0
+    return np.inf if np.ptp(others) == 0 else len(mine) * others.mean() ** 2 / others.var(ddof=1)
+
+
+@each_layout
+@pytest.mark.parametrize("min_expected", [0, 3.1, 12.5])
+def test_genes_that_are_too_rare_for_the_group_that_has_less_are_not_tested(layout, min_expected):
+    a, x = activity(n=120), rare()
+    everything, found = compared(a, layout(x)), compared(a, layout(x), min_expected=min_expected)
+    tested, either_way = np.zeros(found.pval.shape, bool), np.zeros(found.pval.shape, bool)
+    for (f, gene), _ in np.ndenumerate(tested):
+        one, rest = x[a[:, f] > 0, gene], x[a[:, f] == 0, gene]
+        in_one, in_rest = expected_by_hand(one, rest), expected_by_hand(rest, one)
+        less = in_rest if one.mean() > rest.mean() else in_one
+        tested[f, gene] = less >= min_expected and np.ptp(x[:, gene]) > 0
+        either_way[f, gene] = min(in_one, in_rest) >= min_expected and np.ptp(x[:, gene]) > 0
+    assert min_expected == 0 or 0.3 < tested.mean() < 0.9
+    np.testing.assert_array_equal(found.either_way, either_way)
+    for name in ("pval", "log_pval"):
+        np.testing.assert_array_equal(vars(found)[name], np.where(tested, vars(everything)[name], np.nan))
+    np.testing.assert_array_equal(found.score, np.where(tested, everything.score, 0))
+    np.testing.assert_array_equal(found.log2fc, everything.log2fc)
+    for padj, pval, some in zip(found.padj, found.pval, tested, strict=True):
+        np.testing.assert_allclose(padj[some], stats.false_discovery_control(pval[some]), rtol=1e-12)
+        assert np.isnan(padj[~some]).all()
+
+
+@each_layout
+def test_rare_gene_is_tested_where_it_is_raised_and_not_where_it_is_absent(layout):
+    a = np.zeros((1000, 2))
+    a[:10, 0], a[10:20, 1] = 1, 1
+    x = np.zeros((1000, 2))
+    x[3:30, 0], x[:, 1] = 1, 5 + np.arange(1000) % 3
+    found = compared(a, layout(x), min_expected=MIN_EXPECTED)
+    np.testing.assert_array_equal(np.isfinite(found.pval), [[True, True], [True, True]])
+    np.testing.assert_array_equal(found.either_way, [[False, True], [False, True]])
+    found = compared(a, layout(np.roll(x, 300, axis=0)), min_expected=MIN_EXPECTED)
+    np.testing.assert_array_equal(np.isfinite(found.pval), [[False, True], [False, True]])
+
+
+@each_layout
+def test_genes_with_negative_values_have_no_lowest_level_and_are_tested(layout):
+    a, x = activity(), expression()
+    centred = x - x.mean(axis=0)
+    assert_as_scipy(compared(a, layout(centred), log_base=None, min_expected=1e9), a, centred)
+    assert np.isnan(compared(a, layout(x), min_expected=1e9).pval).all()
+
+
+def test_gene_that_only_other_cells_have_is_not_tested():
+    a = np.repeat([0, 0, 0, 0.2, 0.3, 0.9, 0.8, 0.7], 2)[:, None]
+    x = np.where((a > 0) & (a < 0.5), 1.0, [[0, 3]])
+    groups = percentile_groups(sparse.csr_matrix(a), 60)
+    [block] = differential(groups, x, moments.scan(x), log_base=None, pseudocount=1, min_cells=2, min_expected=1)
+    np.testing.assert_array_equal(block.pval, [[np.nan, 1]])
+
+
+def test_permuted_cells_are_called_different_as_often_as_they_should():
+    rng = np.random.default_rng(0)
+    n = 1500
+    a = np.arange(n)[:, None] < np.geomspace(10, 1400, 40)
+    a = rng.permuted(a, axis=0).astype(np.float32)
+    x = np.log1p(rng.poisson(np.geomspace(0.003, 3, 800) * rng.gamma(4, 0.25, size=(n, 1))))
+    everything, found = (compared(a, x, **options).pval for options in ({}, {"min_expected": MIN_EXPECTED}))
+    assert (everything < 0.05).mean() > 0.15
+    tested = np.isfinite(found)
+    assert tested.sum() > 10_000
+    assert 0.02 < (found[tested] < 0.05).mean() < 0.055
+    either_way = compared(a, x, min_expected=MIN_EXPECTED).either_way
+    assert either_way.sum() > 5_000
+    assert 0.045 < (found[either_way] < 0.05).mean() < 0.055
+
+
+def test_rare_genes_are_left_out_unless_asked_for():
+    groups = active_groups(sparse.csr_matrix(activity(n=120)))
+    [block] = differential(groups, rare(), moments.scan(rare()), log_base=None, pseudocount=1, min_cells=2)
+    expected = compared(activity(n=120), rare(), log_base=None, pseudocount=1, min_expected=MIN_EXPECTED)
+    np.testing.assert_array_equal(block.pval, expected.pval)
+    assert 0 < np.isnan(block.pval).mean() < 1
+
+
+@pytest.mark.parametrize("min_expected", [-1, np.nan])
+def test_min_expected_is_a_number_of_cells(min_expected):
+    with pytest.raises(ValueError, match=f"min_expected={min_expected} is not a number of cells"):
+        compared(activity(), expression(), min_expected=min_expected)
 
 
 @pytest.mark.parametrize(

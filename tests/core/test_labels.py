@@ -169,9 +169,7 @@ def test_a_matrix_that_gives_rows_is_scored_as_one_in_memory(monkeypatch, stored
     a, codes = activations(tied=True), labels()
     a[a > 0] += lowest
     halves = stratified_halves(codes, 2, np.random.default_rng(0))
-    expected, found = (
-        cross_fit(x, codes, 3, halves) for x in (sparse.csr_matrix(a), Rows(stored(a), np.arange(60)))
-    )
+    expected, found = (cross_fit(x, codes, 3, halves) for x in (sparse.csr_matrix(a), Rows(stored(a), np.arange(60))))
     for name, values in vars(expected).items():
         np.testing.assert_array_equal(getattr(found, name), values, err_msg=name)
 

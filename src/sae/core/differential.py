@@ -8,13 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from .groups import Groups
-from .moments import Block, Genes, Moments, group_moments
+from .moments import ROUNDING, Block, Genes, Moments, group_moments
 from .rows import Matrix
 from .statistics import benjamini_hochberg, log2_fold_change, welch
 from .workers import available_threads, in_order
 
 BLOCK_VALUES = 2_000_000
 """Features × genes that a thread works on at a time; about 15 float64 arrays of this size are alive at once (0.25 GB)."""
+
+MIN_EXPECTED = 30.0
+"""From here on 5 ± 0.5 % of p are below 0.05 when cells are permuted, at every level of expression."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +31,22 @@ class Differential:
     log_pval: np.ndarray
     """Natural logarithm of p, also where p itself is too small for a float."""
     padj: np.ndarray
+    either_way: np.ndarray
+    """Whether the gene is tested in whichever group it is higher. Of weakly expressed genes only those that are higher in one
+    of the groups may be tested: in a rank test of gene sets, their sets would all seem to be higher there."""
     imprecise: int = 0
     """Genes of features whose variance rounding may have spoilt: mean over standard deviation above 1e5 in a group."""
 
 
 def differential(
-    groups: Groups, x: Matrix, genes: Genes, *, log_base: float | None, pseudocount: float, min_cells: int
+    groups: Groups,
+    x: Matrix,
+    genes: Genes,
+    *,
+    log_base: float | None,
+    pseudocount: float,
+    min_cells: int,
+    min_expected: float = MIN_EXPECTED,
 ) -> Iterator[Differential]:
     """Compare the positive with the reference cells of every feature by Welch's t, for blocks of features.
 
@@ -49,14 +62,27 @@ def differential(
         For the fold change, see :func:`log2_fold_change`. It is NaN where `log_base` is.
     min_cells
         Features with fewer positive or fewer reference cells are left out.
+    min_expected
+        A gene is not tested for a feature if :func:`expected_cells` is below this for the group that has less of it. Genes
+        with negative values always are. 0 tests all.
 
     Yields
     ------
-    Blocks of features in order. Genes that are not tested: score 0, every p NaN.
+    Blocks of features in order. What is not tested, genes that are constant over all cells included, has score 0, every
+    p NaN, and no part in the adjustment.
     """
 
     def tested(block: Block) -> Differential:
-        return compare(block.features, *block.moments(), genes.varies, log_base=log_base, pseudocount=pseudocount)
+        positive, reference = block.moments()
+        return compare(
+            block.features,
+            positive,
+            reference,
+            genes,
+            log_base=log_base,
+            pseudocount=pseudocount,
+            min_expected=min_expected,
+        )
 
     yield from in_order(tested, measured_groups(groups, x, genes, min_cells), available_threads())
 
@@ -76,19 +102,58 @@ def compare(
     features: np.ndarray,
     positive: Moments,
     reference: Moments,
-    varies: np.ndarray,
+    genes: Genes,
     *,
     log_base: float | None,
     pseudocount: float,
+    min_expected: float = MIN_EXPECTED,
 ) -> Differential:
     """Compare two groups of cells of each feature of a block, from the moments of (features, genes)."""
     if pseudocount <= 0:
         raise ValueError(
             f"pseudocount={pseudocount} must be positive, or a gene absent from a group has no fold change."
         )
-    score, *p = welch(positive.mean, positive.variance, positive.n, reference.mean, reference.variance, reference.n)
-    score, pval, log_pval = np.where(varies, score, 0), *(np.where(varies, some, np.nan) for some in p)
+    if not min_expected >= 0:
+        raise ValueError(f"min_expected={min_expected} is not a number of cells. Pass 0 or more; 0 tests every gene.")
+    score, pval, log_pval = welch(
+        positive.mean, positive.variance, positive.n, reference.mean, reference.variance, reference.n
+    )
+    raised, lowered = (
+        genes.varies & ((expected_cells(n, others, genes.mean) >= min_expected) | (genes.lowest < 0))
+        for n, others in ((reference.n, positive), (positive.n, reference))
+    )
+    untested = ~np.where(positive.mean > reference.mean, raised, lowered)
+    score[untested], pval[untested], log_pval[untested] = 0, np.nan, np.nan
     means = (np.maximum(group.mean, 0) for group in (positive, reference))
     log2fc = log2_fold_change(*means, log_base=log_base, pseudocount=pseudocount)
     imprecise = positive.imprecise() + reference.imprecise()
-    return Differential(features, score, log2fc, pval, log_pval, benjamini_hochberg(pval), imprecise)
+    padj = benjamini_hochberg(pval)
+    return Differential(features, score, log2fc, pval, log_pval, padj, raised & lowered, imprecise)
+
+
+def expected_cells(n: np.ndarray, others: Moments, level: np.ndarray) -> np.ndarray:
+    """Cells with the gene to expect in a group of n cells, if it were like the others: n x̄² / s².
+
+    It is the square of how many standard errors the expected mean is above zero. For a gene that few cells have, in about the
+    same amount, it is the number of them to be expected; for one that all cells have alike it is far more than n.
+
+    Where it is small, Welch's test is too liberal for the group that has less of the gene: no value is below zero, so with
+    next to nothing of the gene goes next to no variance, and a difference by chance looks certain. The group that has more
+    of it makes no such error: k cells that stick out give t ≤ √k or so.
+
+    Parameters
+    ----------
+    n
+        (features, 1)
+    others
+        The other cells of each feature, with values ≥ 0.
+    level
+        (genes,), mean over all cells, to tell zero from what rounding leaves of it.
+
+    Returns
+    -------
+    (features, genes); 0 for a gene that the others lack.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        expected = n * others.mean**2 / others.variance
+    return np.where(others.mean <= ROUNDING * level, 0, expected)

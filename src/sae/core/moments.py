@@ -64,7 +64,7 @@ class Genes:
         """Whether the values differ at all."""
         return self.highest > self.lowest
 
-    def of(self, genes: np.ndarray) -> Genes:
+    def of(self, genes: np.ndarray | slice) -> Genes:
         """Select some genes, in any order."""
         return Genes(**{name: values[genes] for name, values in vars(self).items()})
 

@@ -68,20 +68,20 @@ def by_over_representation(
 
 
 def by_ranks(block: Differential, sets: sparse.csr_matrix, standing: StandingOut) -> list[SetTests]:
-    """Rank the scores of the tested genes, by :func:`rank_sets`; the score is z."""
-    test = rank_sets(np.where(np.isnan(block.pval), np.nan, block.score), members(sets))
+    """Rank the scores of the genes that are tested either way, by :func:`rank_sets`; the score is z."""
+    test = rank_sets(np.where(block.either_way, block.score, np.nan), members(sets))
     return _by_sign(block, sets, standing, test.z, test.pval, test.log_pval)
 
 
 def by_ulm(block: Differential, sets: sparse.csr_matrix, standing: StandingOut) -> list[SetTests]:
     """Regress the scores of the genes on the weights of the sets; the score is t of the slope."""
-    found = _scored(finite(block.score), lambda values: ulm(values, sets), sets.shape[0])
+    found = _scored(fair(block), lambda values: ulm(values, sets), sets.shape[0])
     return _by_sign(block, sets, standing, found.score, found.pval, _log(found.pval))
 
 
 def by_gsea(block: Differential, sets: sparse.csr_matrix, standing: StandingOut, seed: int) -> list[SetTests]:
     """Walk down the scores of the genes; the score is the normalised enrichment score."""
-    found = _scored(finite(block.score), lambda values: gsea(values, sets, seed), sets.shape[0])
+    found = _scored(fair(block), lambda values: gsea(values, sets, seed), sets.shape[0])
     return _by_sign(block, sets, standing, found.score, found.pval, _log(found.pval))
 
 
@@ -89,7 +89,7 @@ def by_aucell(block: Differential, sets: sparse.csr_matrix, standing: StandingOu
     """Take the highest scores of the genes, and the lowest; the score is the area under the recovery curve."""
     tests, strength = [], np.abs(block.score)
     for direction, sign in (("up", 1), ("down", -1)):
-        found = _scored(sign * finite(block.score), lambda values: aucell(values, sets), sets.shape[0])
+        found = _scored(sign * fair(block), lambda values: aucell(values, sets), sets.shape[0])
         study = standing.select(block, direction)
         statistics = (found.score, found.pval, _log(found.pval))
         everywhere = np.ones(found.pval.shape, dtype=bool)
@@ -116,8 +116,9 @@ def members(sets: sparse.csr_matrix) -> sparse.csr_matrix:
     return sparse.csr_matrix((np.ones(sets.nnz), sets.indices, sets.indptr), shape=sets.shape)
 
 
-def finite(score: np.ndarray) -> np.ndarray:
-    """Replace infinite scores (of perfect markers) by the largest finite one of the feature."""
+def fair(block: Differential) -> np.ndarray:
+    """Return scores without infinite ones (of perfect markers: the largest of the feature instead), 0 for genes not tested either way."""
+    score = np.where(block.either_way, block.score, 0.0)
     largest = np.where(np.isfinite(score), np.abs(score), 1.0).max(axis=1, initial=1.0, keepdims=True)
     return np.clip(score, -largest, largest)
 

@@ -46,17 +46,18 @@ class Method:
     min_cells: int
     seed: int
 
-    def tests(self, measured: Block, counted: np.ndarray | slice, sets: sparse.csr_matrix) -> list[SetTests]:
+    def tests(
+        self, measured: Block, genes: Genes, counted: np.ndarray | slice, sets: sparse.csr_matrix
+    ) -> list[SetTests]:
         """Test sets for a block of features, by direction."""
         positive, reference = (group.of_genes(counted) for group in measured.moments())
         if self.name == "scfeaturelens":
             return by_scfeaturelens(positive, reference, sets)
-        everywhere = np.ones(positive.mean.shape[1], dtype=bool)
         block = compare(
             measured.features,
             positive,
             reference,
-            everywhere,
+            genes.of(counted),
             log_base=self.log_base,
             pseudocount=self.pseudocount,
         )
@@ -116,7 +117,9 @@ def search(
     n_sets = collections[0].shape[0]
 
     def found(measured: Block) -> Found:
-        return _digest(measured.features, method.tests(measured, places, stacked), n_sets, method, stacked, n_stored)
+        return _digest(
+            measured.features, method.tests(measured, genes, places, stacked), n_sets, method, stacked, n_stored
+        )
 
     # decoupler starts threads of its own.
     threads = 1 if method.name in ("ulm", "gsea", "aucell") else available_threads()
