@@ -1,0 +1,264 @@
+"""Differential expression within strata of the cells: batches, whose effects are averaged, or donors, which are the sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from scipy import sparse
+
+from .differential import BLOCK_VALUES, Differential
+from .groups import Groups
+from .moments import Genes, Moments, group_moments
+from .rows import Matrix, row_blocks
+from .statistics import log2_fold_change
+from .t_test import SAME_MEANS, check_limits, from_t, t_statistic
+from .workers import available_threads, in_order
+
+HELD_VALUES = 25_000_000
+"""Features × genes whose four averages over strata are held at a time (0.8 GB), beside as many sums (0.4 to 0.8 GB)."""
+MIN_STRATUM_CELLS = 2
+"""Active cells, and reference cells, without which a stratum does not count for a feature: one cell has no variance."""
+MIN_DONOR_CELLS = 3
+MIN_DONORS = 3
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a matrix, in rising order, read when they are asked for."""
+
+    matrix: Matrix
+    positions: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Selected rows, and columns."""
+        return len(self.positions), self.matrix.shape[1]
+
+    def __getitem__(self, rows: slice) -> Matrix:
+        """Return some of the rows; those that lie together as a slice, which files are quick to give."""
+        wanted = self.positions[rows]
+        if len(wanted) and wanted[-1] - wanted[0] == len(wanted) - 1:
+            return self.matrix[int(wanted[0]) : int(wanted[-1]) + 1]
+        return self.matrix[wanted]
+
+
+@dataclass(frozen=True)
+class Strata:
+    """The cells of each stratum, and which of them a feature can be tested in.
+
+    Attributes
+    ----------
+    rows, groups
+        Of each of the b strata.
+    n_positive, n_reference
+        Cells (b, h).
+    usable
+        (b, h), where there are enough of both.
+    """
+
+    rows: list[np.ndarray]
+    groups: list[Groups]
+    n_positive: np.ndarray
+    n_reference: np.ndarray
+    usable: np.ndarray
+
+
+def split(groups: Groups, codes: np.ndarray, least: int) -> Strata:
+    """Divide the cells (n,) with codes 0, 1, ... into strata; those with `least` cells in both groups are usable."""
+    apart = groups.positive is not groups.active
+    active, positive = groups.active.T.tocsr(), groups.positive.T.tocsr() if apart else None
+    rows = [np.flatnonzero(codes == stratum) for stratum in range(codes.max() + 1)]
+    parts = []
+    for some in rows:
+        inside = sparse.csr_matrix(active[some].T)
+        parts.append(Groups(inside if positive is None else sparse.csr_matrix(positive[some].T), inside))
+    n_positive = np.stack([part.n_positive for part in parts])
+    n_reference = np.stack([part.n_reference for part in parts])
+    return Strata(rows, parts, n_positive, n_reference, (n_positive >= least) & (n_reference >= least))
+
+
+def stratified(
+    groups: Groups,
+    x: Matrix,
+    genes: Genes,
+    codes: np.ndarray,
+    *,
+    log_base: float | None,
+    pseudocount: float,
+    min_cells: int,
+) -> Iterator[Differential]:
+    r"""Compare positive with reference cells within strata: Welch's t of the average difference.
+
+    With moments within stratum b and weights ω_b ∝ n_1b n_0b / (n_1b + n_0b), Σ ω_b = 1, which are best where the variances
+    are equal (Cochran 1954),
+
+    d = Σ ω_b (x̄_1b − x̄_0b),  v = Σ ω_b² (s²_1b/n_1b + s²_0b/n_0b),  t = d / √v,
+
+    with the Welch-Satterthwaite degrees of freedom v² / Σ ω_b⁴ ((s²_1b/n_1b)²/(n_1b − 1) + (s²_0b/n_0b)²/(n_0b − 1)). A
+    stratum with fewer than two positive or two reference cells does not count for a feature. A lone stratum gives what
+    :func:`differential` does. The fold change is of Σ ω_b x̄_1b and Σ ω_b x̄_0b.
+
+    Parameters
+    ----------
+    groups
+        Of h features among n cells.
+    x
+        Expression (n, g), dense or sparse, in memory or read by rows.
+    genes
+        What :func:`scan` found.
+    codes
+        Stratum of each cell (n,), 0 to b − 1.
+    log_base, pseudocount
+        For the fold change, see :func:`log2_fold_change`.
+    min_cells
+        Features with fewer positive or fewer reference cells, over all strata, are left out.
+
+    Yields
+    ------
+    The blocks of features of :func:`differential`. Genes that are constant within strata, and features without a stratum
+    that counts, are not tested: score 0, p and adjusted p NaN.
+    """
+    check_limits(min_cells, pseudocount)
+    strata = split(groups, codes, MIN_STRATUM_CELLS)
+    for features in _held(groups, min_cells, x.shape[1]):
+        average = _Average(strata, features, x.shape[1])
+        yield from _compared(average, strata, x, genes, log_base=log_base, pseudocount=pseudocount)
+
+
+def by_donor(
+    groups: Groups,
+    x: Matrix,
+    genes: Genes,
+    codes: np.ndarray,
+    *,
+    log_base: float | None,
+    pseudocount: float,
+    min_cells: int,
+) -> Iterator[Differential]:
+    r"""Compare positive with reference cells in each donor, and test the differences over donors by Student's t.
+
+    With d_j = x̄_1j − x̄_0j in each of J donors, t = d̄ √J / s_d with J − 1 degrees of freedom: what varies is the donor, and
+    every donor counts once however many cells it has. A donor with fewer than three positive or three reference cells does
+    not count for a feature. The fold change is of the means of x̄_1j and x̄_0j over donors.
+
+    Parameters
+    ----------
+    groups, x, genes, log_base, pseudocount, min_cells
+        As in :func:`stratified`.
+    codes
+        Donor of each cell (n,), 0, 1, ....
+
+    Yields
+    ------
+    The blocks of features of :func:`differential`. Genes that are constant within donors, and features with fewer than
+    three donors that count, are not tested: score 0, p and adjusted p NaN.
+    """
+    check_limits(min_cells, pseudocount)
+    strata = split(groups, codes, MIN_DONOR_CELLS)
+    for features in _held(groups, min_cells, x.shape[1]):
+        average = _OverDonors(strata, features, x.shape[1])
+        yield from _compared(average, strata, x, genes, log_base=log_base, pseudocount=pseudocount)
+
+
+class _Average:
+    """Weighted averages over strata, of some features (f, g)."""
+
+    def __init__(self, strata: Strata, features: np.ndarray, g: int):
+        n1, n0 = (n[:, features].astype(np.float64) for n in (strata.n_positive, strata.n_reference))
+        weights = np.where(strata.usable[:, features], n1 * n0 / np.maximum(n1 + n0, 1), 0)
+        total = weights.sum(axis=0)
+        self.features, self._weights = features, weights / np.where(total > 0, total, 1)
+        self.counts = total > 0
+        self.mean1, self.mean0, self._variance, self._spread = np.zeros((4, len(features), g))
+
+    def add(self, stratum: int, places: np.ndarray, one: Moments, rest: Moments) -> None:
+        """Add the moments within one stratum to the averages of some features."""
+        weight = self._weights[stratum, places, None]
+        square1, square0 = one.variance / one.n, rest.variance / rest.n
+        self.mean1[places] += weight * one.mean
+        self.mean0[places] += weight * rest.mean
+        self._variance[places] += weight**2 * (square1 + square0)
+        self._spread[places] += weight**4 * (square1**2 / (one.n - 1) + square0**2 / (rest.n - 1))
+
+    def test(self, part: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Return t and its degrees of freedom."""
+        variance, spread = self._variance[part], self._spread[part]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            df = np.where(variance > 0, variance**2 / spread, np.inf)
+        return t_statistic(self.mean1[part], self.mean0[part], variance), df
+
+
+class _OverDonors:
+    """Means and squares over donors, of some features (f, g), updated donor by donor (Welford 1962)."""
+
+    def __init__(self, strata: Strata, features: np.ndarray, g: int):
+        self._so_far = np.cumsum(strata.usable[:, features], axis=0)
+        self.features, self._n = features, self._so_far[-1]
+        self.counts = self._n >= MIN_DONORS
+        self.mean1, self.mean0, self._square = np.zeros((3, len(features), g))
+
+    def add(self, stratum: int, places: np.ndarray, one: Moments, rest: Moments) -> None:
+        """Count one more donor for some features."""
+        n = self._so_far[stratum, places, None]
+        difference = one.mean - rest.mean
+        before = difference - (self.mean1[places] - self.mean0[places])
+        self.mean1[places] += (one.mean - self.mean1[places]) / n
+        self.mean0[places] += (rest.mean - self.mean0[places]) / n
+        self._square[places] += before * (difference - (self.mean1[places] - self.mean0[places]))
+
+    def test(self, part: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Return t and its degrees of freedom."""
+        n = np.maximum(self._n[part, None], 2)
+        variance = self._square[part] / (n * (n - 1))
+        rounding = SAME_MEANS * (np.abs(self.mean1[part]) + np.abs(self.mean0[part]))
+        variance = np.where(variance > rounding**2, variance, 0.0)
+        return t_statistic(self.mean1[part], self.mean0[part], variance), n - 1
+
+
+def _block(g: int) -> int:
+    return max(1, BLOCK_VALUES // max(g, 1))
+
+
+def _held(groups: Groups, min_cells: int, g: int) -> Iterator[np.ndarray]:
+    """Yield the features that are not too rare or too common, as many at a time as memory allows."""
+    features = np.flatnonzero((groups.n_positive >= min_cells) & (groups.n_reference >= min_cells))
+    block = _block(g)
+    for held in row_blocks(len(features), max(1, HELD_VALUES // (block * max(g, 1))) * block):
+        yield features[held]
+
+
+def _compared(
+    average: _Average | _OverDonors,
+    strata: Strata,
+    x: Matrix,
+    genes: Genes,
+    *,
+    log_base: float | None,
+    pseudocount: float,
+) -> Iterator[Differential]:
+    """Go through the strata one after another, then test the features in blocks."""
+    block, imprecise = _block(x.shape[1]), 0
+    for stratum, (rows, groups) in enumerate(zip(strata.rows, strata.groups, strict=True)):
+        chosen = average.features[strata.usable[stratum, average.features]]
+        measured = group_moments(groups, chosen, Rows(x, rows), genes, block=block)
+        imprecise += sum(in_order(partial(_added, average, stratum), measured, available_threads()))
+
+    def tested(part: slice) -> Differential:
+        t, df = average.test(part)
+        means = (np.maximum(mean[part], 0) for mean in (average.mean1, average.mean0))
+        log2fc = log2_fold_change(*means, log_base=log_base, pseudocount=pseudocount)
+        t = np.where(average.counts[part, None], t, np.nan)
+        log2fc = np.where(average.counts[part, None], log2fc, np.nan)
+        return from_t(average.features[part], t, df, log2fc, imprecise if part.start == 0 else 0)
+
+    yield from in_order(tested, row_blocks(len(average.features), block), available_threads())
+
+
+def _added(average: _Average | _OverDonors, stratum: int, measured: tuple[np.ndarray, Moments, Moments]) -> int:
+    """Add a block of features within a stratum, and count the variances that rounding may have spoilt."""
+    features, one, rest = measured
+    average.add(stratum, np.searchsorted(average.features, features), one, rest)
+    return one.imprecise() + rest.imprecise()
