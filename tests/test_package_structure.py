@@ -148,10 +148,11 @@ ALLOWED = {
     "_genesets": {"core", "_schema", "_data"},
     "get": {"_schema", "_data", "core"},
     "_ontology": {"_data", "_genesets"},
+    "_design": {"_data"},
     "io": {"_schema", "_data", "_genesets", "_ontology", "core"},
     "datasets": {"core", "datasets"},
     "models": {"core", "models"},
-    "tl": {"_schema", "_data", "_genesets", "_progress", "get", "io", "datasets", "models", "core"},
+    "tl": {"_schema", "_data", "_design", "_genesets", "_progress", "get", "io", "datasets", "models", "core"},
     "pl": {"get", "pl"},
     "report": {"get", "report"},
 }
