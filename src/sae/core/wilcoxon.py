@@ -242,27 +242,25 @@ def rank_stored(values, order, cells, codes, sizes, ranks, centre, spread):
         n, t = sizes[b], n_zero[b]
         centre[b] = 2 * n_negative[b] + t - n
         spread[b] = np.float64(t) * (n - t) * (n + t)
-    n_below, n_tied = np.zeros_like(sizes), np.zeros_like(sizes)
+    # Ranks count from zero's, so that n_lower is below 0 until all negative values have passed. It then is 0, and so is the
+    # rank of a stored zero.
+    n_lower, n_tied = -n_negative, np.zeros_like(sizes)
     low = 0
     while low < values.size:
         value = values[order[low]]
-        high = low + 1
-        while high < values.size and values[order[high]] == value:
+        high = low
+        # Rather than equal, or a NaN, which equals nothing, would never be passed.
+        while high < values.size and not values[order[high]] > value:
+            n_tied[codes[cells[order[high]]]] += value != 0
             high += 1
         for k in range(low, high):
-            e = order[k]
-            ranks[e] = 0
-            n_tied[codes[cells[e]]] += value != 0
-        for k in range(low, high):
-            e = order[k]
-            b = codes[cells[e]]
-            if value != 0:
-                ranks[e] = 2 * (n_below[b] - n_negative[b]) + np.sign(value) * n_zero[b] + n_tied[b]
+            b = codes[cells[order[k]]]
+            ranks[order[k]] = 2 * n_lower[b] + np.sign(value) * n_zero[b] + n_tied[b]
         for k in range(low, high):
             b = codes[cells[order[k]]]
             n, t = sizes[b], n_tied[b]
             spread[b] += np.float64(t) * (n - t) * (n + t)
-            n_below[b] += t
+            n_lower[b] += t
             n_tied[b] = 0
         low = high
 
