@@ -27,7 +27,14 @@ def data(*, seed=0):
 
 
 def method(name="ora", **settings):
-    given = {"directions": ("up", "down"), "log_base": None, "pseudocount": 0.1, "min_cells": 3, "seed": 0}
+    given = {
+        "directions": ("up", "down"),
+        "log_base": None,
+        "pseudocount": 0.1,
+        "min_cells": 3,
+        "min_expected": 0,
+        "seed": 0,
+    }
     return Method(name, StandingOut(0.05, 0.2), **given | settings)
 
 

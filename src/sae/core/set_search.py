@@ -44,6 +44,7 @@ class Method:
     log_base: float | None
     pseudocount: float
     min_cells: int
+    min_expected: float
     seed: int
 
     def tests(
@@ -60,6 +61,7 @@ class Method:
             genes.of(counted),
             log_base=self.log_base,
             pseudocount=self.pseudocount,
+            min_expected=self.min_expected,
         )
         if self.name == "ora":
             return by_over_representation(block, sets, self.standing, self.directions)

@@ -49,6 +49,7 @@ def enrich(
     n_null: int = 1,
     batch: str | None = None,
     min_cells: int = 3,
+    min_expected: float = 30,
     pseudocount: float = 0.1,
     rng: int | np.random.Generator | None = 0,
     progress: bool = True,
@@ -136,6 +137,8 @@ def enrich(
         Column of `obs`: cells are permuted within each of its values.
     min_cells
         Features that are active, or inactive, in fewer cells are left out; `uns[key]["features"]` says which and why.
+    min_expected
+        Genes too rare for Welch's test, see :func:`sae.tl.rank_genes`, stand out for no feature, and have no rank.
     pseudocount
         Of the fold change, see :func:`sae.tl.rank_genes`.
     rng
@@ -181,7 +184,7 @@ def enrich(
     from ..core.set_methods import StandingOut
     from ..core.set_search import DIRECTIONS, Method, search
 
-    _check(method, collection, directions, max_padj, min_log2fc, min_size, max_size, n_sets, n_null)
+    _check(method, collection, directions, max_padj, min_log2fc, min_size, max_size, n_sets, n_null, min_expected)
     if method == "scfeaturelens":
         percentile = PUBLISHED_PERCENTILE if percentile is None else percentile
     held = holder(data, mod)
@@ -212,6 +215,7 @@ def enrich(
         expressed.log_base,
         pseudocount,
         min_cells,
+        min_expected,
         seed=int(generator.integers(2**31)),
     )
     chosen = partial(active_groups) if percentile is None else partial(percentile_groups, percentile=percentile)
@@ -272,6 +276,7 @@ def _check(
     max_size: int | None,
     n_sets: int | None,
     n_null: int,
+    min_expected: float,
 ) -> None:
     if method not in METHODS:
         raise ValueError(f"method={method!r} is not one of {', '.join(map(repr, METHODS))}.")
@@ -294,6 +299,8 @@ def _check(
         raise ValueError(
             f"n_sets={n_sets} is below 1. Pass the number of gene sets per feature and direction, or None."
         )
+    if not min_expected >= 0:
+        raise ValueError(f"min_expected={min_expected} is not a number of cells. Pass 0 or more; 0 tests every gene.")
     if n_null < 0:
         raise ValueError(f"n_null={n_null} is negative. Pass the number of permutations, or 0 for none.")
 
