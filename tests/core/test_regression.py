@@ -14,7 +14,7 @@ from sae.core.groups import active_groups
 from sae.core.moments import scan
 from sae.core.regression import orthonormal, regression
 
-ARRAYS = ("features", "score", "log2fc", "pval", "padj")
+ARRAYS = ("features", "score", "log2fc", "pval", "log_pval", "padj", "either_way")
 LAYOUTS = {"dense": np.asarray, "csr": sparse.csr_matrix}
 each_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 N = 80
@@ -65,6 +65,8 @@ def assert_as_lstsq(found, a, x, c, rtol=1e-9):
         _, t, p = least_squares(a[:, feature], x, c)
         np.testing.assert_allclose(score, t, rtol=rtol, atol=rtol)
         np.testing.assert_allclose(pval, p, rtol=rtol * 100)
+    np.testing.assert_allclose(np.exp(found.log_pval), found.pval, rtol=1e-12)
+    assert found.either_way.all()
 
 
 none = np.zeros((N, 0))
@@ -193,6 +195,7 @@ def test_what_the_covariates_explain_is_not_tested(layout):
     expected = np.zeros(found.pval.shape, dtype=bool)
     expected[:, 3] = expected[1:3] = True
     np.testing.assert_array_equal(np.isnan(found.pval), expected)
+    np.testing.assert_array_equal(found.either_way, ~expected)
     assert (found.score[expected] == 0).all() and (found.log2fc[expected] == 0).all()
     assert np.isfinite(found.log2fc).all()
 

@@ -14,7 +14,7 @@ from sae.core.groups import active_groups, percentile_groups
 from sae.core.moments import scan
 from sae.core.strata import by_donor, stratified
 
-ARRAYS = ("features", "score", "log2fc", "pval", "padj")
+ARRAYS = ("features", "score", "log2fc", "pval", "log_pval", "padj", "either_way")
 LAYOUTS = {"dense": np.asarray, "csr": sparse.csr_matrix}
 each_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 METHODS = {"stratified": stratified, "by_donor": by_donor}
@@ -32,6 +32,12 @@ def expression(n=N, g=12, *, seed=0):
     return x
 
 
+def rare_expression(n=N, g=12, *, seed=4):
+    """Values (n, g) of genes that few to most cells have."""
+    rng = np.random.default_rng(seed)
+    return np.where(rng.random((n, g)) < np.linspace(0.05, 0.9, g), rng.uniform(0.5, 2, (n, g)), 0)
+
+
 def activity(n=N, h=7, *, seed=1):
     """Activations (n, h) of features that are active in few to most cells."""
     rng = np.random.default_rng(seed)
@@ -44,9 +50,11 @@ def strata(n=N, b=7, *, seed=2):
     return rng.permutation(np.r_[np.arange(b), rng.choice(b, n - b, p=np.arange(1, b + 1) / (b * (b + 1) / 2))])
 
 
-def compared(method, a, x, codes, *, made=active_groups, log_base=np.e, pseudocount=0.1, min_cells=3) -> Differential:
-    """All blocks as one."""
-    options = {"log_base": log_base, "pseudocount": pseudocount, "min_cells": min_cells}
+def compared(
+    method, a, x, codes, *, made=active_groups, log_base=np.e, pseudocount=0.1, min_cells=3, min_expected=0
+) -> Differential:
+    """All blocks as one; of genes however rare, unless asked otherwise."""
+    options = {"log_base": log_base, "pseudocount": pseudocount, "min_cells": min_cells, "min_expected": min_expected}
     blocks = list(method(made(sparse.csr_matrix(a)), x, scan(x), codes, **options))
     found = Differential(**{name: np.concatenate([vars(block)[name] for block in blocks]) for name in ARRAYS})
     return Differential(**{**vars(found), "imprecise": sum(block.imprecise for block in blocks)})
@@ -102,6 +110,7 @@ def test_stratified_is_the_formula(layout, percentile):
             t, df, mean1, mean0 = plain_stratified(x[:, gene], positive, reference, codes)
             np.testing.assert_allclose(found.score[row, gene], t, rtol=1e-9, atol=1e-12)
             np.testing.assert_allclose(found.pval[row, gene], 2 * stats.t.sf(abs(t), df), rtol=1e-8)
+            np.testing.assert_allclose(found.log_pval[row, gene], np.log(found.pval[row, gene]), rtol=1e-8)
             fold_change = np.log2((np.expm1(mean1) + 0.1) / (np.expm1(mean0) + 0.1))
             np.testing.assert_allclose(found.log2fc[row, gene], fold_change, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(found.padj, stats.false_discovery_control(found.pval, axis=1), rtol=1e-12)
@@ -116,11 +125,13 @@ def test_there_are_strata_to_leave_out():
 
 @each_layout
 @each_group
-def test_a_lone_stratum_is_welch(layout, made):
-    a, x = activity(), layout(expression())
-    groups, options = made(sparse.csr_matrix(a)), {"log_base": np.e, "pseudocount": 0.1, "min_cells": 3}
-    [expected] = differential(groups, x, **options)
-    found = compared(stratified, a, x, np.zeros(N, dtype=np.int64), made=made)
+@pytest.mark.parametrize(("values", "min_expected"), [(expression, 0), (rare_expression, 20)])
+def test_a_lone_stratum_is_welch(layout, made, values, min_expected):
+    a, x = activity(), layout(values())
+    options = {"log_base": np.e, "pseudocount": 0.1, "min_cells": 3, "min_expected": min_expected}
+    [expected] = differential(made(sparse.csr_matrix(a)), x, **options)
+    assert np.isnan(expected.pval).any() == (min_expected > 0)
+    found = compared(stratified, a, x, np.zeros(N, dtype=np.int64), made=made, min_expected=min_expected)
     for name in ARRAYS:
         np.testing.assert_array_equal(vars(found)[name], vars(expected)[name], err_msg=name)
 
@@ -146,13 +157,55 @@ def test_by_donor_is_a_t_test_of_the_differences(layout, percentile):
     assert 0 < tested < found.pval.size
 
 
+def expected_cells(x, one, rest, codes, method):
+    """Of one gene: of those in the positive group and in the reference, what the other group lets expect."""
+    means, noises = [], []
+    for stratum in np.unique(codes):
+        parts = [x[group & (codes == stratum)] for group in (one, rest)]
+        sizes = [len(part) for part in parts]
+        if min(sizes) >= (2 if method is stratified else 3):
+            weight = sizes[0] * sizes[1] / sum(sizes) if method is stratified else 1
+            means.append([weight, *(weight * part.mean() for part in parts)])
+            squares = [part.var(ddof=1) / size for part, size in zip(parts, sizes[::-1], strict=True)]
+            noises.append([weight**2 * square for square in squares])
+    total, mean1, mean0 = np.sum(means, axis=0)
+    noise1, noise0 = np.sum(noises, axis=0) / total**2
+    return [(mean / total) ** 2 / noise if mean > 0 else 0 for mean, noise in ((mean0, noise0), (mean1, noise1))]
+
+
+@each_method
+@each_layout
+def test_genes_too_rare_for_the_group_that_has_less_are_not_tested(method, layout):
+    a, codes = activity(n=400), strata(n=400, b=4)
+    x = rare_expression(n=400, g=30)
+    every, found = (compared(method, a, layout(x), codes, min_expected=least) for least in (0, 15))
+    both = np.zeros(found.pval.shape, dtype=bool)
+    for row, feature in enumerate(found.features):
+        for gene in range(30):
+            in_one, in_rest = expected_cells(x[:, gene], *cells(a, feature), codes, method)
+            less = in_rest if every.score[row, gene] > 0 else in_one
+            assert np.isfinite(found.pval[row, gene]) == (less >= 15), (feature, gene)
+            both[row, gene] = min(in_one, in_rest) >= 15
+    tested = np.isfinite(found.pval)
+    np.testing.assert_array_equal(found.either_way, both)
+    assert (both & tested == both).all() and both.sum() < tested.sum() < tested.size
+    for name in ("score", "pval", "log_pval"):
+        np.testing.assert_array_equal(vars(found)[name][tested], vars(every)[name][tested])
+    assert (found.score[~tested] == 0).all()
+    np.testing.assert_array_equal(found.log2fc, every.log2fc)
+    centred = x - x.mean(axis=0)
+    assert np.isfinite(compared(method, a, layout(centred), codes, min_expected=15, log_base=None).pval).all()
+
+
 def test_a_difference_between_batches_alone_is_not_seen():
     """A gene and a feature that follow the batch, and nothing else, are related only where batches are mixed."""
     rng = np.random.default_rng(0)
     codes = np.repeat([0, 1], 500)
     a = (rng.random((1000, 1)) < np.array([0.1, 0.6])[codes][:, None]) * 1.0
     x = rng.normal(size=(1000, 200)) + 2 + codes[:, None]
-    [mixed] = differential(active_groups(sparse.csr_matrix(a)), x, log_base=None, pseudocount=1, min_cells=3)
+    [mixed] = differential(
+        active_groups(sparse.csr_matrix(a)), x, log_base=None, pseudocount=1, min_cells=3, min_expected=0
+    )
     within = compared(stratified, a, x, codes, log_base=None, pseudocount=1)
     assert (mixed.pval < 1e-6).all()
     assert 0.01 < (within.pval < 0.05).mean() < 0.1
@@ -164,7 +217,9 @@ def test_one_big_donor_does_not_make_the_p_value():
     codes = np.repeat([0, 1, 2], [5000, 40, 40])
     a = (rng.random((5080, 1)) < 0.4) * 1.0
     x = rng.normal(size=(5080, 50)) + 5 + a * (codes[:, None] == 0)
-    [plain] = differential(active_groups(sparse.csr_matrix(a)), x, log_base=None, pseudocount=1, min_cells=3)
+    [plain] = differential(
+        active_groups(sparse.csr_matrix(a)), x, log_base=None, pseudocount=1, min_cells=3, min_expected=0
+    )
     found = compared(by_donor, a, x, codes, log_base=None, pseudocount=1)
     assert (plain.pval < 1e-100).all()
     assert (found.pval > 0.01).all()
@@ -179,7 +234,9 @@ def test_p_of_donors_with_effects_of_their_own_is_uniform():
     a = (rng.random((n_donors * n_each, 1)) < 0.4) * 1.0
     own = rng.normal(size=(n_donors, g))
     x = rng.normal(size=(len(a), g)) + 10 + a * own[codes]
-    [cell] = differential(active_groups(sparse.csr_matrix(a)), x, log_base=None, pseudocount=1, min_cells=3)
+    [cell] = differential(
+        active_groups(sparse.csr_matrix(a)), x, log_base=None, pseudocount=1, min_cells=3, min_expected=0
+    )
     within = compared(stratified, a, x, codes, log_base=None, pseudocount=1)
     found = compared(by_donor, a, x, codes, log_base=None, pseudocount=1)
     assert (cell.pval < 0.05).mean() > 0.3
@@ -200,7 +257,7 @@ def test_chunks_blocks_and_threads_do_not_matter(method, layout, monkeypatch):
     monkeypatch.setattr(module, "BLOCK_VALUES", 2 * 300)
     monkeypatch.setattr(module, "HELD_VALUES", 4 * 300)
     monkeypatch.setattr(moments, "CHUNK_ROWS", 7)
-    options = {"log_base": np.e, "pseudocount": 0.1, "min_cells": 3}
+    options = {"log_base": np.e, "pseudocount": 0.1, "min_cells": 3, "min_expected": 0}
     blocks = list(method(active_groups(sparse.csr_matrix(a)), x, scan(x), codes, **options))
     assert [block.features.tolist() for block in blocks] == [[0, 1], [2, 3], [4, 5], [6]]
     for name in ARRAYS:
@@ -241,6 +298,20 @@ def test_gene_that_differs_between_strata_alone_is_not_tested(method, layout):
     assert tested.any()
     assert (found.score[:, 5] == 0).all()
     assert np.isnan(found.pval[:, 5]).all()
+
+
+@each_method
+@each_layout
+def test_gene_of_the_cells_that_are_left_out_is_not_tested(method, layout):
+    """One that neither the positive nor the reference cells have."""
+    a, x, codes = activity(), expression(), strata(b=3)
+    groups = GROUPS["percentile"](sparse.csr_matrix(a))
+    left_out = groups.active.toarray()[4] & ~groups.positive.toarray()[4]
+    x[:, 5] = np.where(left_out, x[:, 5], 0)
+    assert x[:, 5].any()
+    found = compared(method, a, layout(x), codes, made=GROUPS["percentile"])
+    assert np.isnan(found.pval[4, 5]) and found.score[4, 5] == 0
+    assert np.isfinite(found.pval[4]).sum() == 11
 
 
 @each_method
@@ -324,7 +395,12 @@ def test_memory_map(method, tmp_path):
 @each_method
 @pytest.mark.parametrize(
     ("limits", "message"),
-    [({"pseudocount": 0}, "pseudocount=0 must be positive"), ({"min_cells": 1}, "min_cells=1 is below 2")],
+    [
+        ({"pseudocount": 0}, "pseudocount=0 must be positive"),
+        ({"min_cells": 1}, "min_cells=1 is below 2"),
+        ({"min_expected": -1}, "min_expected=-1 is not a number of cells"),
+        ({"min_expected": np.nan}, "min_expected=nan is not a number of cells"),
+    ],
 )
 def test_bad_limits(method, limits, message):
     with pytest.raises(ValueError, match=message):
@@ -343,7 +419,7 @@ def test_degenerate_input_agrees_with_the_formulas(x, data):
     codes = np.array(data.draw(st.lists(st.integers(0, 3), min_size=n, max_size=n)))
     codes[:4] = range(4)
     a = sparse.csr_matrix(active[:, None].astype(float))
-    options = {"log_base": None, "pseudocount": 1, "min_cells": 2}
+    options = {"log_base": None, "pseudocount": 1, "min_cells": 2, "min_expected": 0}
     for layout in LAYOUTS.values():
         for method in METHODS.values():
             for found in method(active_groups(a), layout(x), scan(layout(x)), codes, **options):

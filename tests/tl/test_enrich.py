@@ -29,7 +29,7 @@ FEATURES = ["sae_0", "sae_9", "sae_31"]
 def ranked(encoded):
     """Encoded cells, and the statistics of all genes of all features through `tl.rank_genes`."""
     other = encoded.copy()
-    sae.tl.rank_genes(other, n_genes=None)
+    sae.tl.rank_genes(other, min_expected=0, n_genes=None)
     return encoded, other.uns["sae"]["genes"]
 
 
@@ -98,7 +98,7 @@ def test_features_without_a_meaning_have_none_by_fdr(encoded, net):
 
 def test_adjusted_over_everything(encoded, net):
     for method in ("mannwhitney", "ora"):
-        sae.tl.enrich(encoded, net, method=method, n_sets=None)
+        sae.tl.enrich(encoded, net, min_expected=0, method=method, n_sets=None)
         table = encoded.uns["sae"]["enrichment"]
         n_sets, n_features = (
             len(measured_sets(net, encoded, 5)),
@@ -137,7 +137,7 @@ def test_genes_outside_of_the_background_do_not_exist(encoded, net):
 
 def test_both_directions_at_once(ranked, net):
     adata, genes = ranked
-    sae.tl.enrich(adata, net, directions=["both"], n_sets=None)
+    sae.tl.enrich(adata, net, min_expected=0, directions=["both"], n_sets=None)
     table = sae.get.enrichment(adata)
     assert table["direction"].unique().tolist() == ["both"]
     universe, sets = adata.n_vars, measured_sets(net, adata, 5)
@@ -154,7 +154,7 @@ def test_gsea_is_that_of_decoupler(ranked, net):
     adata, genes = ranked
     few = sae.get.features(adata)["n_cells"].nlargest(6).index
     adata.obsm["sae"] = adata.obsm["sae"].multiply(np.isin(adata.uns["sae"]["features"].index, few)).tocsr()
-    sae.tl.enrich(adata, net, method="gsea", n_sets=None, n_null=0)
+    sae.tl.enrich(adata, net, min_expected=0, method="gsea", n_sets=None, n_null=0)
     found = sae.get.enrichment(adata)
     t = genes[genes["feature"].isin(few)].pivot(index="feature", columns="gene", values="score").dropna()
     t = t.set_axis(t.columns.astype(str), axis=1).set_axis(t.index.astype(str))
@@ -169,7 +169,7 @@ def test_gsea_is_that_of_decoupler(ranked, net):
 
 def test_aucell_is_the_area_under_the_recovery_curve(ranked, net):
     adata, genes = ranked
-    sae.tl.enrich(adata, net, method="aucell", n_sets=None)
+    sae.tl.enrich(adata, net, min_expected=0, method="aucell", n_sets=None)
     found = sae.get.enrichment(adata)
     sets, n_up = measured_sets(net, adata, 5), int(np.ceil(0.05 * adata.n_vars))
     t = genes.pivot(index="feature", columns="gene", values="score")
@@ -193,7 +193,7 @@ def test_published_procedure(encoded, net):
     from sae.core.moments import group_moments, scan
     from sae.core.scfeaturelens import concepts
 
-    sae.tl.enrich(encoded, net, method="scfeaturelens", n_sets=None)
+    sae.tl.enrich(encoded, net, min_expected=0, method="scfeaturelens", n_sets=None)
     table = sae.get.enrichment(encoded)
     assert table["direction"].unique().tolist() == ["both"]
     assert (table["pval"] < 0.05).all()
@@ -240,7 +240,7 @@ def test_bad_settings(encoded, net, compare, how, error, message):
 )
 def test_ora_is_fishers_exact_test(ranked, net, settings):
     adata, genes = ranked
-    sae.tl.enrich(adata, net, n_sets=None, **settings)
+    sae.tl.enrich(adata, net, min_expected=0, n_sets=None, **settings)
     table = adata.uns["sae"]["enrichment"]
     limits = {"min_size": 5, "max_size": 500, "max_padj": 0.05, "min_log2fc": 0.5} | settings
     sets = measured_sets(net, adata, limits["min_size"], limits["max_size"])
@@ -281,7 +281,7 @@ def test_ulm_is_the_slope_of_a_regression(ranked, net, weighted):
     net = net.drop_duplicates(["source", "target"])
     if weighted:
         net = net.assign(weight=rng.normal(size=len(net)))
-    sae.tl.enrich(adata, net, method="ulm", n_sets=None)
+    sae.tl.enrich(adata, net, min_expected=0, method="ulm", n_sets=None)
     table = adata.uns["sae"]["enrichment"]
     assert table.dtypes.astype(str).to_dict() == COLUMNS
     sets = measured_sets(net, adata, 5)
@@ -310,7 +310,7 @@ def test_ulm_is_the_slope_of_a_regression(ranked, net, weighted):
 
 def test_mannwhitney_agrees_with_scipy(ranked, net):
     adata, genes = ranked
-    sae.tl.enrich(adata, net, method="mannwhitney", n_sets=None)
+    sae.tl.enrich(adata, net, min_expected=0, method="mannwhitney", n_sets=None)
     table = adata.uns["sae"]["enrichment"]
     assert table.dtypes.astype(str).to_dict() == COLUMNS
     sets = measured_sets(net, adata, 5)
@@ -329,7 +329,7 @@ def test_mannwhitney_agrees_with_scipy(ranked, net):
 
 def test_ulm_agrees_with_decoupler(ranked, net):
     adata, genes = ranked
-    sae.tl.enrich(adata, net, method="ulm", n_sets=None)
+    sae.tl.enrich(adata, net, min_expected=0, method="ulm", n_sets=None)
     found = adata.uns["sae"]["enrichment"].pivot(index="feature", columns="gene_set", values="score")
     t = genes.pivot(index="feature", columns="gene", values="score")
     t.columns = t.columns.astype(str)
@@ -464,10 +464,10 @@ def test_counts_are_logged(make_adata, log):
 def test_scaled_values_are_tested_by_their_t_alone(encoded, net, log, plain, scaled):
     x = encoded.X.toarray().astype(np.float64)
     encoded.layers["log"], encoded.layers["scaled"] = x, x - 1
-    sae.tl.enrich(encoded, net, n_sets=None, layer="log", **plain)
+    sae.tl.enrich(encoded, net, min_expected=0, n_sets=None, layer="log", **plain)
     expected = sae.get.enrichment(encoded)
     assert log() == ""
-    sae.tl.enrich(encoded, net, n_sets=None, layer="scaled", **scaled)
+    sae.tl.enrich(encoded, net, min_expected=0, n_sets=None, layer="scaled", **scaled)
     assert log().count("WARNING") == 1
     assert "adata.layers['scaled'] looks scaled: it has negative values (down to -1" in log()
     assert expected["overlap"].sum() > 100

@@ -60,7 +60,7 @@ def test_writes_the_table_and_nothing_else(encoded, compare):
 
 @pytest.mark.parametrize("feature", [0, 7, 31])
 def test_agrees_with_scipy(encoded, feature):
-    sae.tl.rank_genes(encoded, n_genes=None)
+    sae.tl.rank_genes(encoded, min_expected=0, n_genes=None)
     table = of(encoded.uns["sae"]["genes"], f"sae_{feature}")
     active = encoded.obsm["sae"][:, [feature]].toarray().ravel() > 0
     oracle = expected(encoded.X, active, encoded.var_names)
@@ -71,7 +71,7 @@ def test_agrees_with_scipy(encoded, feature):
 
 @pytest.mark.parametrize("feature", [0, 7, 31])
 def test_wilcoxon_agrees_with_scipy(encoded, feature):
-    sae.tl.rank_genes(encoded, method="welch", n_genes=None)
+    sae.tl.rank_genes(encoded, method="welch", min_expected=0, n_genes=None)
     fold_changes = of(encoded.uns["sae"]["genes"], f"sae_{feature}")["log2fc"]
     sae.tl.rank_genes(encoded, method="wilcoxon", n_genes=None)
     table = of(encoded.uns["sae"]["genes"], f"sae_{feature}")
@@ -85,9 +85,42 @@ def test_wilcoxon_agrees_with_scipy(encoded, feature):
     pd.testing.assert_series_equal(table["log2fc"], fold_changes[table.index])
 
 
+@pytest.mark.parametrize("how", [{}, {"batch": "plate"}, {"percentile": 90}], ids=str)
+def test_genes_too_rare_for_the_group_that_has_less_are_left_out(encoded, how):
+    encoded.obs["plate"] = "all"
+    tables = {}
+    for least in (0, 30, 100):
+        sae.tl.rank_genes(encoded, n_genes=None, **how, **({} if least == 30 else {"min_expected": least}))
+        tables[least] = of(encoded.uns["sae"]["genes"], "sae_7")
+    a, x = encoded.obsm["sae"][:, [7]].toarray().ravel(), dense(encoded.X).astype(np.float64)
+    one, rest = x[a > np.percentile(a, how.get("percentile", 0))], x[a == 0]
+    raised = one.mean(axis=0) > rest.mean(axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        in_one, in_rest = (
+            len(group) * others.mean(axis=0) ** 2 / others.var(axis=0, ddof=1)
+            for group, others in ((one, rest), (rest, one))
+        )
+    expected = np.where(raised, in_rest, in_one)
+    for least, table in tables.items():
+        if least:
+            assert set(table.index) == set(encoded.var_names[expected >= least])
+            assert 0 < len(table) < len(tables[0])
+            pd.testing.assert_series_equal(table["pval"], tables[0].loc[table.index, "pval"])
+
+
+@pytest.mark.parametrize("method", ["wilcoxon", "regression"])
+def test_other_tests_leave_no_gene_out(encoded, method):
+    tables = []
+    for least in (0, 100):
+        sae.tl.rank_genes(encoded, method=method, n_genes=None, min_expected=least)
+        tables.append(encoded.uns["sae"]["genes"])
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
+    assert set(tables[0]["gene"]) == set(encoded.var_names)
+
+
 @pytest.mark.parametrize("feature", [0, 7])
 def test_percentile_compares_the_strongest_cells_with_those_at_zero(encoded, feature):
-    sae.tl.rank_genes(encoded, percentile=90, n_genes=None)
+    sae.tl.rank_genes(encoded, percentile=90, min_expected=0, n_genes=None)
     table = of(encoded.uns["sae"]["genes"], f"sae_{feature}")
     a = encoded.obsm["sae"][:, [feature]].toarray().ravel()
     strongest, zero = a > np.percentile(a, 90), a == 0
@@ -104,16 +137,209 @@ def test_percentile_compares_the_strongest_cells_with_those_at_zero(encoded, fea
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({"method": "t-test"}, "method='t-test' is not one of 'welch', 'wilcoxon'"),
-        ({"method": "wilcoxon", "percentile": 99}, "percentile=99 leaves some out"),
+        ({"method": "t-test"}, "method='t-test' is not one of 'welch', 'wilcoxon', 'regression'"),
+        ({"method": "wilcoxon", "percentile": 99}, "method='wilcoxon' .* percentile=99 leaves some out"),
+        ({"method": "regression", "percentile": 99}, "method='regression' .* percentile=99 leaves some out"),
         ({"percentile": 101}, "percentile=101 is not between 0 and 100"),
+        ({"method": "wilcoxon", "donor": "phase"}, "donor='phase' makes the donors the sample. Use method='welch'"),
+        ({"method": "regression", "donor": "phase"}, "method='regression' takes cells as independent"),
+        ({"covariates": ["phase"]}, "method='welch' has no covariates. Use method='regression', or batch="),
+        ({"method": "wilcoxon", "covariates": []}, "method='wilcoxon' has no covariates"),
+        ({"batch": "phase", "donor": "bulk_labels"}, "Both batch='phase' and donor='bulk_labels' were given"),
+        ({"batch": "percent_mito"}, r"adata\.obs\['percent_mito'\] is continuous"),
+        ({"donor": "gap"}, r"adata\.obs\['gap'\] is missing for 350 of the 700 cells\. Fill it in"),
+        ({"donor": "half"}, r"adata\.obs\['half'\] has 2 different values \('0', '1'\) .*donor= needs 3"),
+        ({"batch": "gap"}, r"adata\.obs\['gap'\] is missing for 350 of the 700 cells"),
+        ({"method": "regression", "batch": "gap"}, r"adata\.obs\['gap'\] is missing for 350 of the 700 cells"),
+        ({"method": "regression", "covariates": ["gap"]}, r"adata\.obs\['gap'\] is missing for 350 of the 700 cells"),
+        ({"method": "regression", "covariates": ["cell"]}, "700 cells leave no degrees of freedom"),
+        ({"method": "regression", "pseudocount": 0}, "pseudocount=0 must be positive"),
+        ({"donor": "phase", "min_cells": 1}, "min_cells=1 is below 2"),
+        ({"min_expected": -1}, "min_expected=-1 is not a number of cells"),
+        ({"batch": "phase", "min_expected": -1}, "min_expected=-1 is not a number of cells"),
     ],
+    ids=str,
 )
-def test_bad_method_or_percentile(encoded, compare, how, message):
+def test_bad_settings(encoded, compare, how, message):
+    encoded.obs["gap"], encoded.obs["cell"] = ["a", None] * 350, encoded.obs_names
+    encoded.obs["half"] = np.arange(700) % 2
     before = compare.state(encoded)
     with pytest.raises(ValueError, match=message):
         sae.tl.rank_genes(encoded, **how)
     compare.assert_same(before, compare.state(encoded))
+
+
+@pytest.mark.parametrize(
+    "how", [{"batch": "plate"}, {"donor": "plate"}, {"method": "regression", "covariates": ["plate"]}]
+)
+def test_missing_column(encoded, how):
+    with pytest.raises(
+        KeyError, match=r"adata\.obs has no column 'plate'; it has 'bulk_labels', .*Pass one of them in \w+="
+    ):
+        sae.tl.rank_genes(encoded, **how)
+
+
+def with_sae(adata):
+    """The same with the activations of eight features, and four batches of different sizes."""
+    rng = np.random.default_rng(0)
+    adata.obs["batch"] = pd.Categorical(rng.choice(list("wxyz"), adata.n_obs, p=[0.4, 0.3, 0.2, 0.1]))
+    adata.obs["size"] = rng.normal(1000, 100, adata.n_obs)
+    sae.tl.fit(adata, n_features=8, k=3, steps=30)
+    sae.tl.encode(adata)
+    return adata
+
+
+each_layout = pytest.mark.parametrize("layout", ["dense", "csr"])
+
+
+def features_of(adata):
+    """Yield a feature's name, its activation and its rows of the table, for features that have any."""
+    table = adata.uns["sae"]["genes"]
+    a = adata.obsm["sae"].toarray()
+    for feature in table["feature"].unique():
+        yield a[:, int(feature[4:])], of(table, feature)
+
+
+@each_layout
+@pytest.mark.parametrize("percentile", [None, 80])
+def test_batch_averages_differences_within_batches(make_adata, layout, percentile):
+    adata = with_sae(make_adata(n=200, layout=layout))
+    sae.tl.rank_genes(adata, batch="batch", percentile=percentile, min_expected=0, n_genes=None)
+    n_features = 0
+    for a, table in features_of(adata):
+        n_features += 1
+        x = dense(adata[:, table.index].X).astype(np.float64)
+        positive, zero = a > (0 if percentile is None else np.percentile(a, percentile)), a == 0
+        parts = []
+        for batch in "wxyz":
+            one, rest = (x[group & (adata.obs["batch"] == batch).to_numpy()] for group in (positive, zero))
+            if min(len(one), len(rest)) >= 2:
+                weight = len(one) * len(rest) / (len(one) + len(rest))
+                error = one.var(axis=0, ddof=1) / len(one) + rest.var(axis=0, ddof=1) / len(rest)
+                parts.append((weight, one.mean(axis=0), rest.mean(axis=0), error))
+        total = sum(weight for weight, *_ in parts)
+        mean1, mean0 = (sum(part[0] * part[i] for part in parts) / total for i in (1, 2))
+        error = sum(weight**2 * error for weight, _, _, error in parts) / total**2
+        np.testing.assert_allclose(table["score"], (mean1 - mean0) / np.sqrt(error), rtol=1e-6, atol=1e-9)
+        fold_change = np.log2((np.expm1(mean1) + 0.1) / (np.expm1(mean0) + 0.1))
+        np.testing.assert_allclose(table["log2fc"], fold_change, rtol=1e-6, atol=1e-9)
+    assert n_features > 3
+
+
+@each_layout
+def test_wilcoxon_ranks_within_batches(make_adata, layout):
+    adata = with_sae(make_adata(n=200, layout=layout))
+    sae.tl.rank_genes(adata, batch="batch", min_expected=0, n_genes=None)
+    fold_changes = adata.uns["sae"]["genes"].set_index(["feature", "gene"])["log2fc"]
+    sae.tl.rank_genes(adata, method="wilcoxon", batch="batch", n_genes=None)
+    found = adata.uns["sae"]["genes"].set_index(["feature", "gene"])["log2fc"]
+    pd.testing.assert_series_equal(found, fold_changes[found.index])
+    n_features = 0
+    for a, table in features_of(adata):
+        n_features += 1
+        x = dense(adata[:, table.index].X).astype(np.float64)
+        difference, variance = 0, 0
+        for batch in "wxyz":
+            inside = (adata.obs["batch"] == batch).to_numpy()
+            n, active = inside.sum(), a[inside] > 0
+            ranks = stats.rankdata(x[inside], axis=0)
+            difference += (ranks[active].sum(axis=0) - active.sum() * (n + 1) / 2) / (n + 1)
+            variance += active.sum() * (n - active.sum()) * ranks.var(axis=0, ddof=1) / n / (n + 1) ** 2
+        z = difference / np.sqrt(variance)
+        np.testing.assert_allclose(table["score"], z, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(table["pval"], 2 * stats.norm.sf(np.abs(z)), rtol=1e-8)
+    assert n_features > 3
+
+
+@pytest.mark.parametrize("how", [{}, {"percentile": 90}, {"method": "wilcoxon"}, {"method": "regression"}], ids=str)
+def test_a_lone_batch_changes_nothing(encoded, how):
+    encoded.obs["plate"] = 7
+    sae.tl.rank_genes(encoded, **how)
+    plain = encoded.uns["sae"]["genes"]
+    sae.tl.rank_genes(encoded, batch="plate", **how)
+    pd.testing.assert_frame_equal(encoded.uns["sae"]["genes"], plain, check_exact=True)
+
+
+@each_layout
+@pytest.mark.parametrize("percentile", [None, 80])
+def test_donor_tests_the_differences_of_donors(make_adata, layout, percentile):
+    adata = with_sae(make_adata(n=300, layout=layout))
+    sae.tl.rank_genes(adata, donor="batch", percentile=percentile, min_expected=0, n_genes=None)
+    n_features = 0
+    for a, table in features_of(adata):
+        n_features += 1
+        x = dense(adata[:, table.index].X).astype(np.float64)
+        positive, zero = a > (0 if percentile is None else np.percentile(a, percentile)), a == 0
+        differences = []
+        for donor in "wxyz":
+            one, rest = (x[group & (adata.obs["batch"] == donor).to_numpy()] for group in (positive, zero))
+            if min(len(one), len(rest)) >= 3:
+                differences.append(one.mean(axis=0) - rest.mean(axis=0))
+        expected = stats.ttest_1samp(differences, 0)
+        np.testing.assert_allclose(table["score"], expected.statistic, rtol=1e-5)
+        np.testing.assert_allclose(table["pval"], expected.pvalue, rtol=1e-5)
+        np.testing.assert_allclose(table["padj"], stats.false_discovery_control(expected.pvalue), rtol=1e-5)
+    assert n_features > 3
+
+
+def test_features_of_too_few_donors_are_left_out(make_adata):
+    """Three donors in all, in one of which a feature is silent."""
+    adata = with_sae(make_adata(n=200))
+    adata = adata[adata.obs["batch"] != "x"].copy()
+    a = adata.obsm["sae"].toarray()
+    a[:, 3] = np.arange(len(a)) % 2 * (adata.obs["batch"] != "z")
+    a[:, 5] = np.arange(len(a)) % 2
+    adata.obsm["sae"] = sparse.csr_matrix(a)
+    sae.tl.rank_genes(adata, donor="batch")
+    tested = set(adata.uns["sae"]["genes"]["feature"])
+    assert "sae_3" not in tested and "sae_5" in tested
+
+
+@each_layout
+@pytest.mark.parametrize("covariates", [None, ["size", "batch"]])
+def test_regression_agrees_with_least_squares(make_adata, layout, covariates):
+    adata = with_sae(make_adata(n=200, layout=layout))
+    sae.tl.rank_genes(adata, method="regression", covariates=covariates, n_genes=None)
+    others = np.ones((200, 1))
+    if covariates is not None:
+        dummies = pd.get_dummies(adata.obs["batch"], drop_first=True).to_numpy(dtype=float)
+        others = np.column_stack([others, adata.obs["size"], dummies])
+    n_features = 0
+    for a, table in features_of(adata):
+        n_features += 1
+        x = dense(adata[:, table.index].X).astype(np.float64)
+        design = np.column_stack([a, others]).astype(np.float64)
+        beta, residual, rank, _ = np.linalg.lstsq(design, x, rcond=None)
+        assert rank == design.shape[1]
+        t = beta[0] / np.sqrt(residual / (200 - rank) * np.linalg.inv(design.T @ design)[0, 0])
+        p = 2 * stats.t.sf(np.abs(t), 200 - rank)
+        np.testing.assert_allclose(table["score"], t, rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(table["pval"], p, rtol=1e-6)
+        np.testing.assert_allclose(table["padj"], stats.false_discovery_control(p), rtol=1e-6)
+    assert n_features > 3
+
+
+def test_batch_of_a_regression_is_a_categorical_covariate(make_adata):
+    adata = with_sae(make_adata(n=200))
+    adata.obs["number"] = adata.obs["batch"].cat.codes.to_numpy()
+    tables = []
+    for how in ({"covariates": ["size", "batch"]}, {"covariates": ["size"], "batch": "number"}):
+        sae.tl.rank_genes(adata, method="regression", n_genes=None, **how)
+        tables.append(adata.uns["sae"]["genes"].sort_values(["feature", "gene"], ignore_index=True))
+    pd.testing.assert_frame_equal(*tables, rtol=1e-9)
+    sae.tl.rank_genes(adata, method="regression", n_genes=None, covariates=["size", "number"])
+    assert not np.allclose(adata.uns["sae"]["genes"]["pval"].sort_values(), tables[0]["pval"].sort_values())
+
+
+def test_regression_tests_features_that_are_active_in_all_cells(make_adata):
+    adata = with_sae(make_adata(n=100))
+    a = adata.obsm["sae"].toarray()
+    a[:, 2] = np.random.default_rng(0).uniform(1, 2, 100)
+    adata.obsm["sae"] = sparse.csr_matrix(a)
+    sae.tl.rank_genes(adata)
+    assert "sae_2" not in set(adata.uns["sae"]["genes"]["feature"])
+    sae.tl.rank_genes(adata, method="regression")
+    assert "sae_2" in set(adata.uns["sae"]["genes"]["feature"])
 
 
 def test_best_first_and_adjusted_over_all_genes(encoded):
@@ -151,7 +377,7 @@ def test_constant_genes_are_not_tested(make_adata, layout):
         adata.X = sparse.csr_matrix(adata.X)
     sae.tl.fit(adata, n_features=8, steps=30)
     sae.tl.encode(adata)
-    sae.tl.rank_genes(adata, n_genes=None)
+    sae.tl.rank_genes(adata, min_expected=0, n_genes=None)
     table = adata.uns["sae"]["genes"]
     assert set(adata.var_names) - set(table["gene"]) == {"g3", "g4"}
     feature = table["feature"].iloc[0]
@@ -181,7 +407,7 @@ def test_which_expression_is_read(make_adata):
         "layer and no raw": ({"layer": "double", "use_raw": False}, adata.layers["double"], adata.var_names),
     }
     for name, (arguments, x, genes) in cases.items():
-        sae.tl.rank_genes(adata, n_genes=None, **arguments)
+        sae.tl.rank_genes(adata, min_expected=0, n_genes=None, **arguments)
         table = of(adata.uns["sae"]["genes"], f"sae_{feature}")
         oracle = expected(x, active, genes)
         assert set(table.index) == set(genes), name
@@ -372,6 +598,26 @@ def test_mudata_other_modality_matched_by_name(make_mudata, compare):
         part = of(table, feature)
         np.testing.assert_allclose(part["score"], oracle.loc[part.index, "score"], rtol=1e-5)
         np.testing.assert_allclose(part["log2fc"], oracle.loc[part.index, "log2fc"], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("how", [{"batch": "batch"}, {"donor": "batch"}, {"method": "regression", "batch": "batch"}])
+def test_mudata_batches_of_the_matched_cells(make_mudata, how):
+    """The batch of a cell goes with its name, wherever the other modality has it."""
+    mdata = make_mudata()
+    with_sae(mdata["rna"])
+    mdata["rna"].obs.loc[mdata["rna"].obs_names.difference(mdata["adt"].obs_names), "batch"] = None
+    sae.tl.rank_genes(mdata, mod="rna", var_mod="adt", n_genes=None, **how)
+    table = mdata["rna"].uns["sae"]["genes"].drop(columns="modality")
+    alone = mdata["adt"].copy()
+    cells = mdata["rna"][alone.obs_names].copy()
+    alone.uns["sae"], alone.obsm["sae"] = cells.uns["sae"], cells.obsm["sae"]
+    alone.obsm["X_pca"], alone.obs["batch"] = cells.obsm["X_pca"], cells.obs["batch"]
+    del alone.uns["sae"]["genes"]
+    sae.tl.rank_genes(alone, n_genes=None, **how)
+    assert len(table)
+    names = ["feature", "gene"]
+    found, expected = (t.sort_values(names, ignore_index=True) for t in (table, alone.uns["sae"]["genes"]))
+    pd.testing.assert_frame_equal(found, expected, rtol=1e-9)
 
 
 def test_mudata_own_modality_and_joint(make_mudata):

@@ -156,7 +156,7 @@ class _Fit:
         means = (np.clip(end, 0, self._highest) for end in ends)
         log2fc = log2_fold_change(*means, log_base=log_base, pseudocount=pseudocount)
         imprecise = int((~exact & (left < self._least)).sum())
-        return from_t(features, t, self._df, log2fc, imprecise)
+        return from_t(features, t, self._df, log2fc, imprecise=imprecise)
 
 
 @dataclass(frozen=True)

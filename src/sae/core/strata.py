@@ -9,40 +9,20 @@ from functools import partial
 import numpy as np
 from scipy import sparse
 
-from .differential import BLOCK_VALUES, Differential
+from .differential import BLOCK_VALUES, MIN_EXPECTED, Differential, expected_cells
 from .groups import Groups
-from .moments import Genes, Moments, group_moments
-from .rows import Matrix, row_blocks
+from .moments import Block, Genes, Moments, group_moments
+from .rows import Matrix, Rows, row_blocks
 from .statistics import log2_fold_change
-from .t_test import SAME_MEANS, check_limits, from_t, t_statistic
+from .t_test import check_limits, from_t, rounding_of_means, t_statistic
 from .workers import available_threads, in_order
 
-HELD_VALUES = 25_000_000
-"""Features × genes whose four averages over strata are held at a time (0.8 GB), beside as many sums (0.4 to 0.8 GB)."""
+HELD_VALUES = 20_000_000
+"""Features × genes whose six averages over strata are held at a time (1 GB), beside as many sums (0.3 to 0.6 GB)."""
 MIN_STRATUM_CELLS = 2
 """Active cells, and reference cells, without which a stratum does not count for a feature: one cell has no variance."""
 MIN_DONOR_CELLS = 3
 MIN_DONORS = 3
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Some rows of a matrix, in rising order, read when they are asked for."""
-
-    matrix: Matrix
-    positions: np.ndarray
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Selected rows, and columns."""
-        return len(self.positions), self.matrix.shape[1]
-
-    def __getitem__(self, rows: slice) -> Matrix:
-        """Return some of the rows; those that lie together as a slice, which files are quick to give."""
-        wanted = self.positions[rows]
-        if len(wanted) and wanted[-1] - wanted[0] == len(wanted) - 1:
-            return self.matrix[int(wanted[0]) : int(wanted[-1]) + 1]
-        return self.matrix[wanted]
 
 
 @dataclass(frozen=True)
@@ -89,6 +69,7 @@ def stratified(
     log_base: float | None,
     pseudocount: float,
     min_cells: int,
+    min_expected: float = MIN_EXPECTED,
 ) -> Iterator[Differential]:
     r"""Compare positive with reference cells within strata: Welch's t of the average difference.
 
@@ -115,17 +96,23 @@ def stratified(
         For the fold change, see :func:`log2_fold_change`.
     min_cells
         Features with fewer positive or fewer reference cells, over all strata, are left out.
+    min_expected
+        A gene is not tested for a feature if it is too rare for the group S that has less of it, given the other group O:
+        if (Σ ω_b x̄_Ob)² / Σ ω_b² s²_Ob/n_Sb, in a lone stratum :func:`.differential.expected_cells`, is below this. 0 tests
+        all.
 
     Yields
     ------
     The blocks of features of :func:`differential`. Genes that are constant within strata, and features without a stratum
     that counts, are not tested: score 0, p and adjusted p NaN.
     """
-    check_limits(min_cells, pseudocount)
+    check_limits(min_cells, pseudocount, min_expected)
     strata = split(groups, codes, MIN_STRATUM_CELLS)
     for features in _held(groups, min_cells, x.shape[1]):
         average = _Average(strata, features, x.shape[1])
-        yield from _compared(average, strata, x, genes, log_base=log_base, pseudocount=pseudocount)
+        yield from _compared(
+            average, strata, x, genes, log_base=log_base, pseudocount=pseudocount, min_expected=min_expected
+        )
 
 
 def by_donor(
@@ -137,6 +124,7 @@ def by_donor(
     log_base: float | None,
     pseudocount: float,
     min_cells: int,
+    min_expected: float = MIN_EXPECTED,
 ) -> Iterator[Differential]:
     r"""Compare positive with reference cells in each donor, and test the differences over donors by Student's t.
 
@@ -146,8 +134,8 @@ def by_donor(
 
     Parameters
     ----------
-    groups, x, genes, log_base, pseudocount, min_cells
-        As in :func:`stratified`.
+    groups, x, genes, log_base, pseudocount, min_cells, min_expected
+        As in :func:`stratified`, with the same weight for all donors.
     codes
         Donor of each cell (n,), 0, 1, ....
 
@@ -156,15 +144,29 @@ def by_donor(
     The blocks of features of :func:`differential`. Genes that are constant within donors, and features with fewer than
     three donors that count, are not tested: score 0, p and adjusted p NaN.
     """
-    check_limits(min_cells, pseudocount)
+    check_limits(min_cells, pseudocount, min_expected)
     strata = split(groups, codes, MIN_DONOR_CELLS)
     for features in _held(groups, min_cells, x.shape[1]):
         average = _OverDonors(strata, features, x.shape[1])
-        yield from _compared(average, strata, x, genes, log_base=log_base, pseudocount=pseudocount)
+        yield from _compared(
+            average, strata, x, genes, log_base=log_base, pseudocount=pseudocount, min_expected=min_expected
+        )
 
 
 class _Average:
-    """Weighted averages over strata, of some features (f, g)."""
+    """Weighted averages over strata, of some features (f, g).
+
+    Attributes
+    ----------
+    features
+        Those that are averaged.
+    counts
+        (f,), those with a stratum that counts.
+    mean1, mean0
+        Of both groups.
+    noise1, noise0
+        Squared standard error of the mean of each group, if it had as many cells as the other.
+    """
 
     def __init__(self, strata: Strata, features: np.ndarray, g: int):
         n1, n0 = (n[:, features].astype(np.float64) for n in (strata.n_positive, strata.n_reference))
@@ -172,7 +174,7 @@ class _Average:
         total = weights.sum(axis=0)
         self.features, self._weights = features, weights / np.where(total > 0, total, 1)
         self.counts = total > 0
-        self.mean1, self.mean0, self._variance, self._spread = np.zeros((4, len(features), g))
+        self.mean1, self.mean0, self.noise1, self.noise0, self._variance, self._spread = np.zeros((6, len(features), g))
 
     def add(self, stratum: int, places: np.ndarray, one: Moments, rest: Moments) -> None:
         """Add the moments within one stratum to the averages of some features."""
@@ -180,42 +182,49 @@ class _Average:
         square1, square0 = one.variance / one.n, rest.variance / rest.n
         self.mean1[places] += weight * one.mean
         self.mean0[places] += weight * rest.mean
+        self.noise1[places] += weight**2 * one.variance / rest.n
+        self.noise0[places] += weight**2 * rest.variance / one.n
         self._variance[places] += weight**2 * (square1 + square0)
         self._spread[places] += weight**4 * (square1**2 / (one.n - 1) + square0**2 / (rest.n - 1))
 
-    def test(self, part: slice) -> tuple[np.ndarray, np.ndarray]:
+    def test(self, part: slice, rounding: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return t and its degrees of freedom."""
         variance, spread = self._variance[part], self._spread[part]
         with np.errstate(divide="ignore", invalid="ignore"):
             df = np.where(variance > 0, variance**2 / spread, np.inf)
-        return t_statistic(self.mean1[part], self.mean0[part], variance), df
+        return t_statistic(self.mean1[part], self.mean0[part], variance, rounding), df
 
 
 class _OverDonors:
-    """Means and squares over donors, of some features (f, g), updated donor by donor (Welford 1962)."""
+    """Means and squares over donors, of some features (f, g), updated donor by donor (Welford 1962).
+
+    Attributes are those of :class:`_Average`, with the same weight for all donors.
+    """
 
     def __init__(self, strata: Strata, features: np.ndarray, g: int):
         self._so_far = np.cumsum(strata.usable[:, features], axis=0)
         self.features, self._n = features, self._so_far[-1]
         self.counts = self._n >= MIN_DONORS
-        self.mean1, self.mean0, self._square = np.zeros((3, len(features), g))
+        self._weight = 1 / np.maximum(self._n, 1)
+        self.mean1, self.mean0, self.noise1, self.noise0, self._square = np.zeros((5, len(features), g))
 
     def add(self, stratum: int, places: np.ndarray, one: Moments, rest: Moments) -> None:
         """Count one more donor for some features."""
-        n = self._so_far[stratum, places, None]
+        n, weight = self._so_far[stratum, places, None], self._weight[places, None]
         difference = one.mean - rest.mean
         before = difference - (self.mean1[places] - self.mean0[places])
         self.mean1[places] += (one.mean - self.mean1[places]) / n
         self.mean0[places] += (rest.mean - self.mean0[places]) / n
+        self.noise1[places] += weight**2 * one.variance / rest.n
+        self.noise0[places] += weight**2 * rest.variance / one.n
         self._square[places] += before * (difference - (self.mean1[places] - self.mean0[places]))
 
-    def test(self, part: slice) -> tuple[np.ndarray, np.ndarray]:
+    def test(self, part: slice, rounding: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return t and its degrees of freedom."""
         n = np.maximum(self._n[part, None], 2)
         variance = self._square[part] / (n * (n - 1))
-        rounding = SAME_MEANS * (np.abs(self.mean1[part]) + np.abs(self.mean0[part]))
         variance = np.where(variance > rounding**2, variance, 0.0)
-        return t_statistic(self.mean1[part], self.mean0[part], variance), n - 1
+        return t_statistic(self.mean1[part], self.mean0[part], variance, rounding), n - 1
 
 
 def _block(g: int) -> int:
@@ -238,6 +247,7 @@ def _compared(
     *,
     log_base: float | None,
     pseudocount: float,
+    min_expected: float,
 ) -> Iterator[Differential]:
     """Go through the strata one after another, then test the features in blocks."""
     block, imprecise = _block(x.shape[1]), 0
@@ -247,18 +257,32 @@ def _compared(
         imprecise += sum(in_order(partial(_added, average, stratum), measured, available_threads()))
 
     def tested(part: slice) -> Differential:
-        t, df = average.test(part)
-        means = (np.maximum(mean[part], 0) for mean in (average.mean1, average.mean0))
+        counts, mean1, mean0 = average.counts[part, None], average.mean1[part], average.mean0[part]
+        t, df = average.test(part, rounding_of_means(mean1, mean0, genes.shift))
+        raised = counts & _enough(mean1, average.noise1[part], genes, min_expected)
+        lowered = counts & _enough(mean0, average.noise0[part], genes, min_expected)
+        means = (np.maximum(mean, 0) for mean in (mean1, mean0))
         log2fc = log2_fold_change(*means, log_base=log_base, pseudocount=pseudocount)
-        t = np.where(average.counts[part, None], t, np.nan)
-        log2fc = np.where(average.counts[part, None], log2fc, np.nan)
-        return from_t(average.features[part], t, df, log2fc, imprecise if part.start == 0 else 0)
+        return from_t(
+            average.features[part],
+            np.where(np.where(mean1 > mean0, raised, lowered), t, np.nan),
+            df,
+            np.where(counts, log2fc, np.nan),
+            either_way=raised & lowered & ~np.isnan(t),
+            imprecise=imprecise if part.start == 0 else 0,
+        )
 
     yield from in_order(tested, row_blocks(len(average.features), block), available_threads())
 
 
-def _added(average: _Average | _OverDonors, stratum: int, measured: tuple[np.ndarray, Moments, Moments]) -> int:
+def _enough(mean: np.ndarray, noise: np.ndarray, genes: Genes, min_expected: float) -> np.ndarray:
+    """Tell which genes are common enough in one group to be tested where the other has less of them."""
+    group = Moments(np.ones((1, 1)), mean, noise)
+    return (expected_cells(group.n, group, genes.mean) >= min_expected) | (genes.lowest < 0)
+
+
+def _added(average: _Average | _OverDonors, stratum: int, block: Block) -> int:
     """Add a block of features within a stratum, and count the variances that rounding may have spoilt."""
-    features, one, rest = measured
-    average.add(stratum, np.searchsorted(average.features, features), one, rest)
+    one, rest = block.moments()
+    average.add(stratum, np.searchsorted(average.features, block.features), one, rest)
     return one.imprecise() + rest.imprecise()
