@@ -177,11 +177,6 @@ def _checked(matrix: Any, where: str, names: np.ndarray | None) -> Representatio
 
 def readable(matrix: Any, where: str) -> Matrix:
     """Check that a matrix is cells × columns of numbers and gives rows; a sparse one in memory is returned as CSR."""
-    if isinstance(matrix, ad.abc.CSCDataset):
-        raise ValueError(
-            f"{where} is stored by columns (CSC) on disk, from where rows cannot be read without all the rest. Store it by "
-            "rows: load it, convert it with .tocsr(), and write it again."
-        )
     matrix = matrix if _read_by_rows(matrix) else in_memory(matrix, where)
     if len(matrix.shape) != 2 or matrix.shape[1] == 0:
         raise ValueError(f"{where} has the shape {matrix.shape}; expected cells × at least one column.")
@@ -370,6 +365,11 @@ def _expression_matrix(
         matrix, genes, place = source.raw.X, source.raw.var_names, f"{where}.raw.X"
     else:
         matrix, genes, place = source.X, source.var_names, f"{where}.X"
+    if isinstance(matrix, ad.abc.CSCDataset):
+        raise ValueError(
+            f"{place} is stored by columns (CSC) on disk, from where rows cannot be read without all the rest. Store it by "
+            "rows: load it, convert it with .tocsr(), and write it again."
+        )
     return readable(matrix, place), genes, place
 
 

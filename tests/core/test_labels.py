@@ -5,8 +5,8 @@ import pytest
 from scipy import sparse, stats
 from sklearn.metrics import f1_score, roc_auc_score
 
+from sae.core import columns, moments
 from sae.core import labels as core
-from sae.core import moments
 from sae.core.labels import cross_fit, difference, donor_halves, score_labels, stratified_halves, trend
 from sae.core.rows import Rows
 
@@ -165,7 +165,7 @@ def test_blocks_of_columns_change_nothing(monkeypatch, stored):
 @pytest.mark.parametrize("lowest", [0, -0.7], ids=["positive", "some negative"])
 def test_a_matrix_that_gives_rows_is_scored_as_one_in_memory(monkeypatch, stored, lowest):
     monkeypatch.setattr(moments, "CHUNK_ROWS", 13)
-    monkeypatch.setattr(moments, "COLUMN_VALUES", 70)
+    monkeypatch.setattr(columns, "DISK_COLUMN_VALUES", 70)
     a, codes = activations(tied=True), labels()
     a[a > 0] += lowest
     halves = stratified_halves(codes, 2, np.random.default_rng(0))

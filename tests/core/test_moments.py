@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 from scipy import sparse
 
 from sae.core import moments as module
 from sae.core.groups import active_groups, percentile_groups
-from sae.core.moments import chunks, column_blocks, group_moments, scan
+from sae.core.moments import chunks, group_moments, scan
 from sae.core.rows import Rows
 
 
@@ -237,23 +235,6 @@ def test_chunks_cover_all_rows(layout, dtype, monkeypatch):
         else:
             assert part.dtype == np.float64 and part.flags.c_contiguous
         np.testing.assert_array_equal(part, x[some])
-
-
-@each_layout
-@pytest.mark.parametrize("most", [1, 500, 10**9])
-def test_column_blocks(layout, most, monkeypatch):
-    monkeypatch.setattr(module, "CHUNK_ROWS", 13)
-    monkeypatch.setattr(module, "COLUMN_VALUES", most)
-    x = expression()
-    x[:, 4:8] *= -1
-    blocks = list(column_blocks(layout(x)))
-    ends = [columns.stop for columns, _ in blocks]
-    assert [columns.start for columns, _ in blocks] == [0, *ends[:-1]] and ends[-1] == 300
-    for columns, part in blocks:
-        assert part.format == "csc"
-        assert part.nnz <= most or part.shape[1] == 1
-        np.testing.assert_array_equal(part.toarray(), x[:, columns])
-    assert all(one.nnz + other[:, [0]].nnz > most for (_, one), (_, other) in itertools.pairwise(blocks))
 
 
 def test_explicit_zeros_are_zeros():

@@ -129,7 +129,7 @@ def test_there_are_strata_to_leave_out():
 def test_a_lone_stratum_is_welch(layout, made, values, min_expected):
     a, x = activity(), layout(values())
     options = {"log_base": np.e, "pseudocount": 0.1, "min_cells": 3, "min_expected": min_expected}
-    [expected] = differential(made(sparse.csr_matrix(a)), x, **options)
+    [expected] = differential(made(sparse.csr_matrix(a)), x, scan(x), **options)
     assert np.isnan(expected.pval).any() == (min_expected > 0)
     found = compared(stratified, a, x, np.zeros(N, dtype=np.int64), made=made, min_expected=min_expected)
     for name in ARRAYS:
@@ -204,7 +204,7 @@ def test_a_difference_between_batches_alone_is_not_seen():
     a = (rng.random((1000, 1)) < np.array([0.1, 0.6])[codes][:, None]) * 1.0
     x = rng.normal(size=(1000, 200)) + 2 + codes[:, None]
     [mixed] = differential(
-        active_groups(sparse.csr_matrix(a)), x, log_base=None, pseudocount=1, min_cells=3, min_expected=0
+        active_groups(sparse.csr_matrix(a)), x, scan(x), log_base=None, pseudocount=1, min_cells=3, min_expected=0
     )
     within = compared(stratified, a, x, codes, log_base=None, pseudocount=1)
     assert (mixed.pval < 1e-6).all()
@@ -218,7 +218,7 @@ def test_one_big_donor_does_not_make_the_p_value():
     a = (rng.random((5080, 1)) < 0.4) * 1.0
     x = rng.normal(size=(5080, 50)) + 5 + a * (codes[:, None] == 0)
     [plain] = differential(
-        active_groups(sparse.csr_matrix(a)), x, log_base=None, pseudocount=1, min_cells=3, min_expected=0
+        active_groups(sparse.csr_matrix(a)), x, scan(x), log_base=None, pseudocount=1, min_cells=3, min_expected=0
     )
     found = compared(by_donor, a, x, codes, log_base=None, pseudocount=1)
     assert (plain.pval < 1e-100).all()
@@ -235,7 +235,7 @@ def test_p_of_donors_with_effects_of_their_own_is_uniform():
     own = rng.normal(size=(n_donors, g))
     x = rng.normal(size=(len(a), g)) + 10 + a * own[codes]
     [cell] = differential(
-        active_groups(sparse.csr_matrix(a)), x, log_base=None, pseudocount=1, min_cells=3, min_expected=0
+        active_groups(sparse.csr_matrix(a)), x, scan(x), log_base=None, pseudocount=1, min_cells=3, min_expected=0
     )
     within = compared(stratified, a, x, codes, log_base=None, pseudocount=1)
     found = compared(by_donor, a, x, codes, log_base=None, pseudocount=1)

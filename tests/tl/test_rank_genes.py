@@ -426,11 +426,11 @@ def test_scaled_values_are_passed_over_for_raw(encoded):
 @pytest.mark.parametrize("method", ["welch", "wilcoxon"])
 def test_scaled_values_are_tested_without_a_fold_change(encoded, log, method):
     encoded.layers["scaled"] = dense(encoded.X) - dense(encoded.X).mean(axis=0)
-    sae.tl.rank_genes(encoded, n_genes=None, method=method)
+    sae.tl.rank_genes(encoded, n_genes=None, min_expected=0, method=method)
     plain = encoded.uns["sae"]["genes"]
     assert plain["log2fc"].notna().all()
     assert log() == ""
-    sae.tl.rank_genes(encoded, n_genes=None, method=method, layer="scaled")
+    sae.tl.rank_genes(encoded, n_genes=None, min_expected=0, method=method, layer="scaled")
     scaled = encoded.uns["sae"]["genes"]
     assert log().count("WARNING") == 1
     assert "adata.layers['scaled'] looks scaled: it has negative values (down to -" in log()

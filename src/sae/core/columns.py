@@ -11,7 +11,7 @@ from numba import njit
 from scipy import sparse
 
 from .moments import chunks
-from .rows import Matrix, on_disk, row_blocks
+from .rows import Matrix, as_csr, on_disk, row_blocks
 from .workers import Workers
 
 COLUMN_VALUES = 8_000_000
@@ -65,7 +65,7 @@ class GeneColumns:
 
     def __init__(self, x: Matrix):
         self.shape = x.shape
-        self._x = _canonical(x) if sparse.issparse(x) else x
+        self._x = as_csr(x) if sparse.issparse(x) else x
         self._sizes = np.zeros(x.shape[1], np.int64)
         for _, part in self._parts(slice(0, x.shape[1])):
             if sparse.issparse(part):
@@ -111,17 +111,7 @@ class GeneColumns:
                 yield rows.start, np.ascontiguousarray(part)
         else:
             for rows, part in chunks(x):
-                yield rows.start, _canonical(part) if sparse.issparse(part) else np.ascontiguousarray(part[:, genes])
-
-
-def _canonical(x: sparse.csr_matrix) -> sparse.csr_matrix:
-    """Sort the entries of each row and add up repeated ones, in a copy if there is anything to do."""
-    # A new matrix: the old one may carry a note of its order from before it was changed.
-    x = sparse.csr_matrix(x)
-    if not x.has_canonical_format:
-        x = x.copy()
-        x.sum_duplicates()
-    return x
+                yield rows.start, as_csr(part) if sparse.issparse(part) else np.ascontiguousarray(part[:, genes])
 
 
 @_compiled

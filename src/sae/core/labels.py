@@ -10,9 +10,10 @@ import numpy as np
 from numba import njit
 from scipy import sparse, special
 
-from .moments import column_blocks
+from .columns import GeneColumns
 from .rows import Matrix, on_disk, row_blocks
 from .statistics import welch_interval
+from .workers import Workers, available_threads
 
 BLOCK_VALUES = 8_000_000
 """Values sorted at a time; 0.5 GB at most."""
@@ -254,15 +255,15 @@ def _sorted_columns(
     Zeros of sparse columns are left out, unless there are negative values that they come before.
     """
     if on_disk(x):
-        for held, part in column_blocks(x):
-            for columns, block in _sorted_columns(part):
-                yield slice(held.start + columns.start, held.start + columns.stop), block
+        yield from _sorted_columns_from_disk(x)
         return
     n, h = x.shape
     stored = None
     if sparse.issparse(x):
-        x = sparse.csc_matrix(x, copy=True)
-        x.eliminate_zeros()
+        x = sparse.csc_matrix(x)
+        if not x.data.all():
+            x = x.copy()
+            x.eliminate_zeros()
         stored = x if x.data.min(initial=0) >= 0 else None
     n_values = n * h if stored is None else stored.nnz
     for columns in row_blocks(h, max(1, BLOCK_VALUES * h // max(n_values, 1))):
@@ -277,6 +278,19 @@ def _sorted_columns(
             values = np.asarray(values, dtype=np.float64).T.ravel()
         order = np.lexsort((-values, np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))))
         yield columns, (indptr - indptr[0], rows[order], values[order])
+
+
+def _sorted_columns_from_disk(
+    x: Matrix,
+) -> Iterator[tuple[slice, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+    workers = Workers(available_threads())
+    try:
+        for part in GeneColumns(x).blocks(workers):
+            held = sparse.csc_matrix((part.values, part.cells, part.starts), shape=(x.shape[0], len(part)))
+            for columns, block in _sorted_columns(held):
+                yield slice(part.first + columns.start, part.first + columns.stop), block
+    finally:
+        workers.close()
 
 
 @_compiled

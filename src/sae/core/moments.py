@@ -22,8 +22,6 @@ from .workers import Workers, available_threads
 CHUNK_VALUES = 16_000_000
 """Values of a dense matrix read at a time, in float64 (128 MB)."""
 CHUNK_ROWS = 8192
-COLUMN_VALUES = 32_000_000
-"""Values held at a time of a matrix that is read by columns, twice while they are put together."""
 GENES_PER_TASK = 128
 SUM_VALUES = 75_000_000
 """Groups × genes whose two sums are held at a time (1.2 GB)."""
@@ -95,24 +93,6 @@ def chunks(x: Matrix) -> Iterator[tuple[slice, Matrix]]:
     for rows in row_blocks(n, max(1, min(CHUNK_ROWS, CHUNK_VALUES // max(g, 1)))):
         part = take_rows(x, rows)
         yield rows, part if sparse.issparse(part) else np.ascontiguousarray(part, dtype=np.float64)
-
-
-def column_blocks(x: Matrix) -> Iterator[tuple[slice, sparse.csc_matrix]]:
-    """Read a matrix that gives rows by columns: consecutive blocks of them, as CSC.
-
-    The rows are read once to count the values that are not zero, and again for each 32 million of these (0.8 GB).
-    """
-    n_values = np.zeros(x.shape[1], np.int64)
-    for _, part in chunks(x):
-        n_values += part.getnnz(axis=0) if sparse.issparse(part) else np.count_nonzero(part, axis=0)
-    ends = np.cumsum(n_values)
-    low = 0
-    while low < len(ends):
-        most = ends[low] - n_values[low] + COLUMN_VALUES
-        columns = slice(low, max(low + 1, int(np.searchsorted(ends, most, side="right"))))
-        parts = [sparse.csr_matrix(part[:, columns]) for _, part in chunks(x)]
-        yield columns, sparse.vstack(parts, format="csc")
-        low = columns.stop
 
 
 def scan(x: Matrix) -> Genes:
