@@ -334,6 +334,16 @@ def test_ties_of_millions_of_cells_do_not_overflow():
     assert spread == n**3 - n_ones**3 - (n - n_ones) ** 3
 
 
+@each_layout
+def test_nan_in_a_gene_stays_there(layout):
+    a, x = activity(), signed()
+    spoilt = x.copy()
+    spoilt[3:5, 4] = np.nan
+    found, expected = compared(a, layout(spoilt)), compared(a, x)
+    for name in ("score", "auroc", "pval"):
+        np.testing.assert_array_equal(np.delete(vars(found)[name], 4, 1), np.delete(vars(expected)[name], 4, 1))
+
+
 @pytest.mark.parametrize("n_active", [5, 100])
 def test_p_values_are_uniform_where_there_is_no_difference(n_active):
     rng = np.random.default_rng(0)

@@ -163,12 +163,13 @@ def _test(features: np.ndarray, n1: np.ndarray, ranks: RankSums, strata: Strata)
     difference = ranks.weighted.T + (n1 * weights) @ ranks.centre
     sd = np.sqrt((pairs * weights**2 / (3 * n * np.maximum(n - 1, 1))) @ ranks.spread)
     varies = sd > 0
-    correction = 1 if len(n) == 1 else 0
-    z = np.sign(difference) * np.maximum(np.abs(difference) - correction, 0) / np.where(varies, sd, np.inf)
+    plain = len(n) == 1
+    z = np.sign(difference) * np.maximum(np.abs(difference) - plain, 0) / np.where(varies, sd, np.inf)
     log_pval = np.where(varies, np.log(2) + special.log_ndtr(-np.abs(z)), np.nan)
     pval = np.exp(log_pval)
     all_pairs = np.maximum(pairs.sum(axis=1, keepdims=True), 1)
-    auroc = (ranks.sums.T + n1 @ ranks.centre + all_pairs) / (2 * all_pairs)
+    unweighted = difference if plain else ranks.sums.T + n1 @ ranks.centre
+    auroc = (unweighted + all_pairs) / (2 * all_pairs)
     return RankSum(features, z, auroc, pval, log_pval, benjamini_hochberg(pval))
 
 
