@@ -85,6 +85,9 @@ each_layout = pytest.mark.parametrize("layout", ["dense", "csr"])
 VERBS = {
     "rank_genes": (lambda data, **how: sae.tl.rank_genes(data, n_genes=None, **how), ["genes"]),
     "rank_genes, percentile": (lambda data, **how: sae.tl.rank_genes(data, percentile=90, **how), ["genes"]),
+    "rank_genes, wilcoxon": (lambda data, **how: sae.tl.rank_genes(data, method="wilcoxon", **how), ["genes"]),
+    "rank_genes, regression": (lambda data, **how: sae.tl.rank_genes(data, method="regression", **how), ["genes"]),
+    "rank_genes, batch": (lambda data, **how: sae.tl.rank_genes(data, batch="group", **how), ["genes"]),
     "enrich": (lambda data, **how: sae.tl.enrich(data, SETS, max_padj=1, min_log2fc=0, **how), ["enrichment"]),
     "score_labels": (
         lambda data, **how: sae.tl.score_labels(data, "group", baselines=True, **how),
