@@ -61,7 +61,7 @@ def parameters(function) -> list[inspect.Parameter]:
 
 
 def test_the_api_is_what_is_promised():
-    verbs = {"fit", "encode", "rank_genes", "enrich", "score_labels"}
+    verbs = {"fit", "encode", "rank_genes", "enrich", "score_labels", "name_features"}
     assert verbs <= set(sae.tl.__all__)
     assert {"activations", "features", "model", "decoder", "genes", "enrichment", "labels"} <= set(sae.get.__all__)
     assert {"immune_markers", "pbmc68k", "simulate_programs", "simulate_small"} <= set(sae.datasets.__all__)
@@ -147,14 +147,15 @@ ALLOWED = {
     "_data": {"core", "_schema", "_genesets"},
     "_genesets": {"core", "_schema", "_data"},
     "get": {"_schema", "_data", "core"},
+    "_names": {"get", "_schema", "_data"},
     "_ontology": {"_data", "_genesets"},
     "_design": {"_data"},
     "io": {"_schema", "_data", "_genesets", "_ontology", "core"},
     "datasets": {"core", "datasets"},
     "models": {"core", "models"},
-    "tl": {"_schema", "_data", "_design", "_genesets", "_progress", "get", "io", "datasets", "models", "core"},
-    "pl": {"get", "pl"},
-    "report": {"get", "report"},
+    "tl": {"_schema", "_data", "_design", "_genesets", "_progress", "_names", "get", "io", "datasets", "models", "core"},
+    "pl": {"get", "_names", "pl"},
+    "report": {"get", "_names", "report"},
 }
 TYPES_FOR_ALL = {"_data", "_schema"}
 """What may also be imported where only the type checker looks."""
@@ -228,6 +229,8 @@ def test_imports(path):
         ("tl/__init__.py", "from ..pl import history", False),
         ("pl/_history.py", "from .. import get", True),
         ("pl/_history.py", "from ._titles import titles", True),
+        ("pl/_titles.py", "from .._names import names", True),
+        ("get.py", "from ._names import names", False),
         ("pl/_history.py", "from .._data import Data", False),
         ("pl/_history.py", "if TYPE_CHECKING:\n    from .._data import Data", True),
         ("pl/_history.py", "if TYPE_CHECKING:\n    pass\nelse:\n    from .._data import Data", False),

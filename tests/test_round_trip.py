@@ -25,6 +25,7 @@ VERBS = {
     ),
     "score_labels": lambda data, **where: sae.tl.score_labels(data, "group", order=["a", "b", "c"], **where),
     "score_labels again": lambda data, **where: sae.tl.score_labels(data, "half", **where),
+    "name_features": lambda data, **where: sae.tl.name_features(data, max_padj=0.5, min_auroc=0.5, min_f1=0, **where),
 }
 SETS = {"early": [f"g{i}" for i in range(8)], "late": [f"g{i}" for i in range(12, 20)]}
 NEED_GENES = ("rank_genes", "enrich", "enrich by ulm")
@@ -122,6 +123,7 @@ def test_empty_tables_and_dead_features(make_adata, through, tmp_path, compare):
     sae.tl.rank_genes(adata)
     sae.tl.enrich(adata, SETS)
     sae.tl.score_labels(adata, "group")
+    sae.tl.name_features(adata)
     assert adata.uns["sae"]["genes"].empty and adata.uns["sae"]["enrichment"].empty
     read = through(adata, tmp_path)
     compare.assert_same(adata.uns["sae"], read.uns["sae"])
