@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import sae
-from sae.pl._titles import WIDTH, shorten, titles
+from sae.pl._titles import set_titles, titles
 
 
 @pytest.fixture(autouse=True)
@@ -31,31 +31,41 @@ def test_feature_umap_takes_any_basis_and_given_axes(analysed):
     np.testing.assert_allclose(np.sort(drawn, axis=0), np.sort(expected, axis=0), rtol=1e-6)
 
 
-def test_titles_prefer_gene_sets_over_labels(analysed):
-    names = sae.get.features(analysed).index.tolist()
-    sets = sae.get.enrichment(analysed, direction="up", max_padj=0.05, n=1).set_index("feature")["gene_set"]
-    labels = sae.get.labels(analysed, max_padj=0.05).query("auroc > 0.5").drop_duplicates("feature")
-    labels = labels.set_index("feature")["label"]
-    for name, title in zip(names, titles(analysed, names, key="sae", mod=None), strict=True):
-        meaning = sets.get(name, labels.get(name))
-        assert title == (name if meaning is None else f"{name}\n{shorten(meaning)}")
+def test_titles_are_the_names_with_and_without_name_features(analysed):
+    features = sae.get.features(analysed).index.tolist()
+    asked = ["sae_9", *features[:5]]
+    before = titles(analysed, asked, key="sae", mod=None)
+    sae.tl.name_features(analysed)
+    names = sae.get.features(analysed)["name"]
+    assert before == titles(analysed, asked, key="sae", mod=None) == [f"{name}\n{names[name]}" for name in asked]
+    assert all(" · " in title for title in before)
 
 
-def test_title_names_no_label_that_the_feature_is_rarer_in(analysed):
-    stored = {name: value for name, value in analysed.uns["sae"].items() if name != "enrichment"}
-    stored["labels"] = stored["labels"].assign(auroc=0.2, padj=1e-9)
-    analysed.uns["sae"] = stored
-    assert titles(analysed, ["sae_0", "sae_1"], key="sae", mod=None) == ["sae_0", "sae_1"]
-    stored["labels"] = stored["labels"].assign(auroc=0.8)
-    assert all("\n" in title for title in titles(analysed, ["sae_0", "sae_1"], key="sae", mod=None))
+def test_titles_are_the_names_that_are_stored(analysed):
+    sae.tl.name_features(analysed, by="genes")
+    names = sae.get.features(analysed)["name"]
+    assert titles(analysed, ["sae_3"], key="sae", mod=None) == [f"sae_3\n{names['sae_3']}"]
+    assert sae.pl.feature_umap(analysed, "sae_3").get_title() == f"sae_3\n{names['sae_3']}"
+    ticks = sae.pl.enrichment(analysed).get_xticklabels()
+    assert all(
+        tick.get_text() == "  ".join([names[tick.get_text().split("  ")[1]], tick.get_text().split("  ")[1]])
+        for tick in ticks
+    )
 
 
-def test_long_names_are_cut_at_a_word():
-    name = "positive regulation of transcription by RNA polymerase II (GO:0045944)"
-    assert len(shorten(name)) <= WIDTH
-    assert shorten(name).endswith("...")
-    assert shorten("B cell") == "B cell"
-    assert shorten("oxygen transport (GO:0015671)") == "oxygen transport"
+def test_title_of_a_feature_of_which_nothing_is_known(encoded):
+    assert titles(encoded, ["sae_0", "sae_1"], key="sae", mod=None) == ["sae_0", "sae_1"]
+    sae.tl.rank_genes(encoded)
+    sae.tl.name_features(encoded, by="label")
+    assert titles(encoded, ["sae_0"], key="sae", mod=None) == ["sae_0"]
+
+
+def test_long_gene_sets_are_cut_unless_they_would_read_the_same():
+    term = "antigen processing and presentation of exogenous peptide antigen"
+    short = "Antigen processing and presentation of exogenous peptide…"
+    assert set_titles(["B cell", f"{term} (GO:0002478)"]) == ["B cell", short]
+    via = f"{term} via MHC class II"
+    assert set_titles([f"{term} (GO:0002478)", via]) == [term.capitalize(), "A" + via[1:]]
 
 
 def test_history_draws_training_and_held_out_cells(analysed):
@@ -73,21 +83,43 @@ def test_history_without_held_out_cells(analysed):
     sae.pl.history(analysed, "val_fvu")
 
 
-def test_enrichment_draws_a_dot_per_significant_set(analysed):
-    ax = sae.pl.enrichment(analysed, n_features=5, n_sets=1)
-    columns = [tick.get_text() for tick in ax.get_xticklabels()]
+def drawn(ax):
+    """Return the features, the gene sets and the score of every dot of an enrichment figure."""
+    columns = [tick.get_text().split("  ")[-1] for tick in ax.get_xticklabels()]
     rows = [tick.get_text() for tick in ax.get_yticklabels()]
-    table = sae.get.enrichment(analysed, columns, direction="up", max_padj=0.05)
-    table = table[table["gene_set"].map(shorten).isin(rows)]
     dots = ax.collections[0]
-    assert len(dots.get_offsets()) == len(table)
-    expected = {
-        (columns.index(f), rows.index(shorten(s))): score
-        for f, s, score in table[["feature", "gene_set", "score"]].values
-    }
-    found = {(int(x), int(y)): value for (x, y), value in zip(dots.get_offsets(), dots.get_array(), strict=True)}
-    assert found.keys() == expected.keys()
-    np.testing.assert_allclose([found[key] for key in expected], list(expected.values()))
+    assert len(dots.get_offsets()) == len({tuple(place) for place in dots.get_offsets()})
+    places = zip(dots.get_offsets(), dots.get_array(), strict=True)
+    return columns, rows, {(columns[int(x)], rows[int(y)]): score for (x, y), score in places}
+
+
+def test_enrichment_draws_a_dot_per_significant_set(analysed):
+    columns, rows, found = drawn(sae.pl.enrichment(analysed, n_features=5, n_sets=1))
+    table = sae.get.enrichment(analysed, columns, direction="up", max_padj=0.05)
+    assert len(columns) == 5
+    assert set(rows) == set(set_titles(table.drop_duplicates("feature")["gene_set"].tolist()))
+    table = table.assign(row=set_titles(table["gene_set"].tolist()))
+    expected = table[table["row"].isin(rows)].set_index(["feature", "row"])["score"].to_dict()
+    assert found == pytest.approx(expected)
+
+
+def test_enrichment_makes_no_rows_of_redundant_sets(analysed):
+    b = ["CD79A", "CD79B", "MS4A1", "CD74", "HLA-DRA", "IGJ", "HLA-DPB1"]
+    nested = {f"b {n}": b[:n] for n in range(3, 8)}
+    sae.tl.enrich(analysed, nested, min_size=3, collection="nested", progress=False)
+    settings = {"collection": "nested", "n_features": 30, "n_sets": 3}
+    columns, rows, found = drawn(sae.pl.enrichment(analysed, **settings))
+    every, more, _ = drawn(sae.pl.enrichment(analysed, redundant=True, **settings))
+    assert set(columns) == set(every)
+    assert set(rows) < set(more)
+    reduced = sae.get.enrichment(
+        analysed, columns, collection="nested", direction="up", max_padj=0.05, redundant=False, n=3
+    )
+    assert set(rows) == set(set_titles(reduced["gene_set"].unique().tolist()))
+    whole = sae.get.enrichment(analysed, columns, collection="nested", direction="up", max_padj=0.05)
+    whole = whole.assign(row=whole["gene_set"].str.capitalize())
+    assert set(found) == set(whole.loc[whole["row"].isin(rows), ["feature", "row"]].itertuples(index=False, name=None))
+    assert len(found) > len(reduced[reduced["feature"].isin(columns)]), "a dot also where the set is redundant"
 
 
 def test_enrichment_without_a_significant_set_says_so(analysed):

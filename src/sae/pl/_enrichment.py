@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .. import get
-from ._titles import shorten
+from ._titles import set_titles, titles
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,6 +30,7 @@ def enrichment(
     n_features: int = 20,
     n_sets: int = 2,
     max_padj: float = 0.05,
+    redundant: bool = False,
     cmap: str | Colormap = "viridis",
     key: str = "sae",
     mod: str | None = None,
@@ -36,7 +38,8 @@ def enrichment(
 ) -> Axes:
     """Draw a dot plot of features against their gene sets.
 
-    A dot's area grows with −log10 of the adjusted p-value (up to 20), its colour is the score.
+    A dot's area grows with −log10 of the adjusted p-value (up to 20), its colour is the score. Features are written with the names
+    that :func:`sae.tl.name_features` gave them, or would.
 
     Parameters
     ----------
@@ -54,6 +57,8 @@ def enrichment(
         Every feature contributes so many of its best gene sets as rows.
     max_padj
         Only gene sets with an adjusted p-value up to this.
+    redundant
+        Also make rows of sets whose genes are all among those of a better one, see :func:`sae.get.enrichment`.
     cmap
         Colour map of the scores.
     key
@@ -85,24 +90,29 @@ def enrichment(
     """
     import matplotlib.pyplot as plt
 
-    table = get.enrichment(
-        data, features, collection=collection, direction=direction, max_padj=max_padj, key=key, mod=mod
+    found = partial(
+        get.enrichment, data, collection=collection, direction=direction, max_padj=max_padj, key=key, mod=mod
     )
+    table = found(features)
     if table.empty:
         raise ValueError(f"None of these features has a gene set with padj ≤ {max_padj}. Raise max_padj=.")
     if features is None:
         table = table[table["feature"].isin(table["feature"].drop_duplicates().iloc[:n_features])]
-    columns, rows = _order(table, n_sets)
+    columns, rows = _order(found(table["feature"].unique().tolist(), redundant=redundant), n_sets)
+    # From all sets: one that is redundant for a feature can be the best of another, and both have it.
     table = table[table["gene_set"].isin(rows)]
     x = [columns.index(name) for name in table["feature"]]
     y = [rows.index(name) for name in table["gene_set"]]
+    feature_names = ["  ".join(reversed(title.split("\n"))) for title in titles(data, columns, key=key, mod=mod)]
+    set_names = set_titles(rows)
     if ax is None:
-        size = (2.2 + 0.3 * len(columns) + 0.07 * max(len(shorten(name)) for name in rows), 1.2 + 0.27 * len(rows))
+        width = 1.9 + 0.3 * len(columns) + 0.07 * max(map(len, set_names))
+        size = (width, 0.6 + 0.27 * len(rows) + 0.07 * max(map(len, feature_names)))
         _, ax = plt.subplots(figsize=size, layout="constrained")
     strength = np.minimum(-np.log10(np.maximum(table["padj"], 1e-300)), MOST_SIGNIFICANT)
     dots = ax.scatter(x, y, s=LARGEST_DOT * strength / MOST_SIGNIFICANT, c=table["score"], cmap=cmap)
-    ax.set_xticks(range(len(columns)), columns, rotation=90)
-    ax.set_yticks(range(len(rows)), [shorten(name) for name in rows])
+    ax.set_xticks(range(len(columns)), feature_names, rotation=90)
+    ax.set_yticks(range(len(rows)), set_names)
     ax.set(xlim=(-0.6, len(columns) - 0.4), ylim=(len(rows) - 0.4, -0.6))
     ax.grid(color="#eeeeee")
     ax.set_axisbelow(True)

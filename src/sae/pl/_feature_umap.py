@@ -36,7 +36,7 @@ def feature_umap(
     data
         AnnData, or MuData with `mod`, with activations.
     features
-        One or several, by name or number. Titles give the top gene set, or else the best label, of those that have one.
+        One or several, by name or number. Their titles are the names that :func:`sae.tl.name_features` gave them, or would.
     basis
         Key of `obsm` to draw on, with or without `X_`.
     key
