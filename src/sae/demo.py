@@ -21,6 +21,10 @@ from .core.moments import scan
 
 MOST_LABELS = 50
 N_SHOWN, N_DRAWN = 12, 8
+PERCENTILE = 95
+"""Only the cells where a feature is strongest stand for it: many are weakly active in half of all cells."""
+N_NULL = 5
+"""With few gene sets, one permutation of the cells cannot show that what is found is rarer by chance than one in twenty."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -43,12 +47,15 @@ def main(arguments: list[str] | None = None) -> None:
     with _timed("sae.tl.encode"):
         sae.tl.encode(adata)
     with _timed("sae.tl.rank_genes"):
-        sae.tl.rank_genes(adata)
+        sae.tl.rank_genes(adata, percentile=PERCENTILE)
     with _timed("sae.tl.enrich"):
-        sae.tl.enrich(adata, net, collection=collection)
+        sae.tl.enrich(adata, net, collection=collection, percentile=PERCENTILE, n_null=N_NULL)
     if groupby:
         with _timed("sae.tl.score_labels"):
             sae.tl.score_labels(adata, groupby)
+    with _timed("sae.tl.name_features"):
+        # Not by label, so that the labels in the summary tell whether the names are right.
+        sae.tl.name_features(adata, by=("gene set", "genes"))
 
     named = summary(adata, groupby)
     with _timed("figures and tables"):
@@ -64,28 +71,31 @@ def main(arguments: list[str] | None = None) -> None:
         f"FVU {params['fvu']:.3f} (held out {params['val_fvu']:.3f}). The strongest feature of each gene set:\n"
     )
     strongest = named.drop_duplicates("gene_set").head(N_SHOWN)
-    print("none at padj ≤ 0.05" if strongest.empty else strongest.to_string(index=False))
+    print("none at padj and fdr ≤ 0.05" if strongest.empty else strongest.to_string(index=False))
     print(f"\nWritten to {out}: " + ", ".join(sorted(path.name for path in out.iterdir())))
 
 
 def summary(adata: ad.AnnData, groupby: str | None) -> pd.DataFrame:
-    """One row per feature that has a significant gene set, strongest first: the set, the best label and the top genes.
+    """One row per feature that has a gene set by `sae.tl.name_features`, strongest first, with its best label and top genes.
 
     Strength is the mean activation over all cells.
     """
-    sets = sae.get.enrichment(adata, direction="up", max_padj=0.05, n=1)
-    table = sets[["feature", "gene_set", "padj"]].astype({"feature": str})
     features = sae.get.features(adata)
-    table = table.iloc[features.loc[table["feature"], "mean"].argsort().to_numpy()[::-1]]
-    table["cells"] = features.loc[table["feature"], "n_cells"].to_numpy()
+    features = features[features["name_gene_set"].notna()].sort_values("mean", ascending=False, kind="stable")
+    table = pd.DataFrame(
+        {
+            "feature": features.index,
+            "gene_set": features["name_gene_set"].astype(str),
+            "padj": features["name_gene_set_padj"].map("{:.0e}".format),
+            "fdr": features["name_gene_set_fdr"].map("{:.3f}".format),
+            "cells": features["n_cells"],
+        }
+    )
     if groupby:
-        best = features.loc[table["feature"]]
-        table["label"] = best[f"{groupby}_label"].astype(str).to_numpy()
-        table["auroc"] = best[f"{groupby}_auroc"].round(3).to_numpy()
-    top = sae.get.genes(adata, direction="up", n=5).groupby("feature", observed=True)["gene"].agg(", ".join)
-    table["genes"] = table["feature"].map(top)
-    table["padj"] = table["padj"].map("{:.0e}".format)
-    return table
+        table["label"] = features[f"{groupby}_label"].astype(str)
+        table["auroc"] = features[f"{groupby}_auroc"].round(3)
+    table["genes"] = features["name_genes"].astype(str).str.split(";").str[:5].str.join(", ")
+    return table.reset_index(drop=True)
 
 
 def _guess_labels(adata: ad.AnnData) -> str | None:
