@@ -140,6 +140,13 @@ def test_enrichment_by_direction_and_collection(analysed):
         assert len(table) > 0
         assert table["direction"].eq(direction).all() and table["collection"].eq("immune").all()
     assert sae.get.enrichment(analysed, collection="small")["gene_set"].eq("b").all()
+    sae.tl.enrich(
+        analysed, sae.datasets.immune_markers(), directions=["both"], collection="together", n_null=0, progress=False
+    )
+    both = sae.get.enrichment(analysed, direction="both")
+    assert len(both) > 0 and both["collection"].eq("together").all()
+    with pytest.raises(ValueError, match=r"direction='left' is neither 'up' nor 'down' nor 'both'\."):
+        sae.get.enrichment(analysed, direction="left")
     ties = sae.get.enrichment(analysed)
     ties = ties[ties["pval"].duplicated(keep=False)]
     strength = ties["score"].abs()

@@ -273,7 +273,8 @@ def enrichment(
     collection
         Only gene sets of this collection.
     direction
-        `"up"` or `"down"`: only sets of genes that are higher, or lower, where the feature is active.
+        `"up"` or `"down"`: only sets of genes that are higher, or lower, where the feature is active; `"both"`: only those that
+        were found by both together.
     modality
         Only variables of this modality, of a MuData.
     max_padj
@@ -295,7 +296,7 @@ def enrichment(
     >>> len(sae.get.enrichment(adata, 0, direction="up", redundant=False, n=1))
     1
     """
-    _check_direction(direction)
+    _check_direction(direction, "both")
     table = _rows_of(_schema.table(holder(data, mod), key, "enrichment"), feature, data, key, mod)
     table = _of(table, "modality", modality)
     table = _of(table, "collection", collection)
@@ -390,9 +391,10 @@ def label_summary(
     return _plain(table.sort_values("held_out_auroc", ascending=False, kind="stable"))
 
 
-def _check_direction(direction: str | None) -> None:
-    if direction not in (None, "up", "down"):
-        raise ValueError(f"direction={direction!r} is neither 'up' nor 'down'.")
+def _check_direction(direction: str | None, *more: str) -> None:
+    known = ("up", "down", *more)
+    if direction is not None and direction not in known:
+        raise ValueError(f"direction={direction!r} is neither {' nor '.join(map(repr, known))}.")
 
 
 def _of(table: pd.DataFrame, column: str, wanted: str | None) -> pd.DataFrame:

@@ -50,7 +50,8 @@ def enrichment(
     collection
         Only gene sets of this collection.
     direction
-        `"up"` or `"down"`: sets of genes that are higher, or lower, where the feature is active.
+        `"up"` or `"down"`: sets of genes that are higher, or lower, where the feature is active; `"both"`: those that were found by
+        both together.
     n_features
         How many features to draw when `features` is not given.
     n_sets
