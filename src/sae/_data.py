@@ -140,11 +140,7 @@ def representation(held: Holder, use_rep: str | None, layer: str | None) -> Repr
             f"or use_rep= with a joint embedding; mdata.obsm has {listing(joint_keys(data))}."
         )
     if layer is not None:
-        if layer not in data.layers:
-            raise KeyError(
-                f"{where}.layers has no {layer!r}; it has {listing(data.layers)}. Pass one of them as layer=."
-            )
-        return _checked(data.layers[layer], f"{where}.layers[{layer!r}]", np.asarray(data.var_names, dtype=object))
+        return _checked(*_layer(data, where, layer), np.asarray(data.var_names, dtype=object))
     if use_rep == "X":
         return _checked(data.X, f"{where}.X", np.asarray(data.var_names, dtype=object))
     keys = joint_keys(data) if is_mudata(data) else list(data.obsm)
@@ -165,6 +161,13 @@ def representation(held: Holder, use_rep: str | None, layer: str | None) -> Repr
 def joint_keys(mdata: MuData) -> list[str]:
     """List the `obsm` keys of a MuData that are embeddings (it keeps a membership mask per modality there too)."""
     return [key for key in mdata.obsm if key not in mdata.mod]
+
+
+def _layer(adata: ad.AnnData, where: str, layer: str) -> tuple[Matrix, str]:
+    """Return a layer, and what messages call it."""
+    if layer not in adata.layers:
+        raise KeyError(f"{where}.layers has no {layer!r}; it has {listing(adata.layers)}. Pass one of them as layer=.")
+    return adata.layers[layer], f"{where}.layers[{layer!r}]"
 
 
 def _checked(matrix: Any, where: str, names: np.ndarray | None) -> Representation:
@@ -354,11 +357,7 @@ def _expression_matrix(
     if layer is not None:
         if use_raw:
             raise ValueError(f"Both layer={layer!r} and use_raw=True were given. Pass one of them.")
-        if layer not in source.layers:
-            raise KeyError(
-                f"{where}.layers has no {layer!r}; it has {listing(source.layers)}. Pass one of them as layer=."
-            )
-        matrix, genes, place = source.layers[layer], source.var_names, f"{where}.layers[{layer!r}]"
+        (matrix, place), genes = _layer(source, where, layer), source.var_names
     elif use_raw or (use_raw is None and source.raw is not None):
         if source.raw is None:
             raise ValueError(f"use_raw=True, but {where}.raw is not set.")
