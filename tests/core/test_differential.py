@@ -297,3 +297,17 @@ def test_dense_and_csr_give_equal_results(x, data):
     dense, csr = compared(a, x), compared(a, sparse.csr_matrix(x))
     for name, values in vars(dense).items():
         np.testing.assert_allclose(vars(csr)[name], values, rtol=1e-9, atol=1e-9, err_msg=name)
+
+
+@each_layout
+@pytest.mark.parametrize("level", [1 / 3, -2e5 / 3])
+def test_a_gene_with_one_value_in_both_groups_is_no_marker(layout, level):
+    """It varies over the cells that belong to neither group, and what is subtracted before squaring depends on them."""
+    a = np.concatenate([np.zeros(37), np.full(60, 1.0), np.full(11, 9.0)])[:, None]
+    x = np.full((108, 2), level)
+    x[40:90] += np.random.default_rng(0).normal(size=(50, 2))
+    groups, matrix = percentile_groups(sparse.csr_matrix(a), 90), layout(x)
+    options = {"log_base": None, "pseudocount": 1, "min_cells": 2, "min_expected": 0}
+    [block] = differential(groups, matrix, moments.scan(matrix), **options)
+    np.testing.assert_array_equal(block.score, 0)
+    np.testing.assert_array_equal(block.pval, 1)

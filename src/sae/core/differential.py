@@ -16,6 +16,9 @@ from .workers import available_threads, in_order
 BLOCK_VALUES = 2_000_000
 """Features × genes that a thread works on at a time; about 15 float64 arrays of this size are alive at once (0.25 GB)."""
 
+SAME_MEANS = 1e-9
+"""Means of one and the same value, over different numbers of cells, differ by rounding: up to this share of them."""
+
 MIN_EXPECTED = 30.0
 """From here on 5 ± 0.5 % of p are below 0.05 when cells are permuted, at every level of expression."""
 
@@ -116,7 +119,12 @@ def compare(
     if not min_expected >= 0:
         raise ValueError(f"min_expected={min_expected} is not a number of cells. Pass 0 or more; 0 tests every gene.")
     score, pval, log_pval = welch(
-        positive.mean, positive.variance, positive.n, reference.mean, reference.variance, reference.n
+        _or_equal(positive, reference, genes.shift),
+        positive.variance,
+        positive.n,
+        reference.mean,
+        reference.variance,
+        reference.n,
     )
     raised, lowered = (
         genes.varies & ((expected_cells(n, others, genes.mean) >= min_expected) | (genes.lowest < 0))
@@ -129,6 +137,19 @@ def compare(
     imprecise = positive.imprecise() + reference.imprecise()
     padj = benjamini_hochberg(pval)
     return Differential(features, score, log2fc, pval, log_pval, padj, raised & lowered, imprecise)
+
+
+def _or_equal(positive: Moments, reference: Moments, shift: np.ndarray) -> np.ndarray:
+    """Return the means of the positive cells; where both groups have one and the same value, those of the others.
+
+    Means of one value over different numbers of cells, with the shift added back, differ by rounding.
+    """
+    constant = (positive.variance == 0) & (reference.variance == 0)
+    if not constant.any():
+        return positive.mean
+    size = np.abs(positive.mean) + np.abs(reference.mean) + np.abs(shift)
+    equal = constant & (np.abs(positive.mean - reference.mean) <= SAME_MEANS * size)
+    return np.where(equal, reference.mean, positive.mean)
 
 
 def expected_cells(n: np.ndarray, others: Moments, level: np.ndarray) -> np.ndarray:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from .differential import Differential
+from .differential import SAME_MEANS, Differential
 from .statistics import benjamini_hochberg
 from .student import log_two_sided
-
-SAME_MEANS = 1e-9
-"""Means of one and the same value, over different numbers of cells, differ by rounding: up to this share of them."""
 
 
 def check_limits(min_cells: int, pseudocount: float, min_expected: float = 0) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from .. import _schema
-from .._data import Data, Expression, Holder, expression, holder, listing
+from .._data import Data, Expression, expression, holder, listing
+from .._design import codes
 from .._genesets import Net, default_collection, match
 from .._progress import progress_bar
 
@@ -38,6 +39,7 @@ def enrich(
     use_raw: bool | None = None,
     mod: str | None = None,
     var_mod: str | None = None,
+    model: object | None = None,
     percentile: float | None = None,
     background: Sequence[str] | None = None,
     directions: Sequence[str] = ("up", "down"),
@@ -116,6 +118,8 @@ def enrich(
         The modality that holds the SAE.
     var_mod
         The modality whose variables are tested, by default `mod`.
+    model
+        Test what a model predicts instead of data, see :func:`sae.tl.rank_genes`.
     percentile
         Which cells stand for a feature, see :func:`sae.tl.rank_genes`; 99 for `"scfeaturelens"` unless given.
     background
@@ -165,7 +169,7 @@ def enrich(
         There are no activations, or no such layer or batch.
     ValueError
         `net` lacks columns, has no gene in common with the data or no set of suitable size; repeated gene names; NaN or
-        infinite expression values, or scaled ones with `"ora"` and a `min_log2fc`; a setting out of range.
+        infinite expression values, or scaled ones with `"ora"` and a `min_log2fc`; a setting out of range; cells without a batch.
 
     Examples
     --------
@@ -189,8 +193,9 @@ def enrich(
         percentile = PUBLISHED_PERCENTILE if percentile is None else percentile
     held = holder(data, mod)
     a = _schema.activations(held, key)
-    expressed, rows = expression(data, held, layer=layer, use_raw=use_raw, var_mod=var_mod)
-    codes = _batch_codes(held, batch)
+    latent = None if model is None else _schema.latent(held, key).matrix
+    expressed, rows = expression(data, held, layer=layer, use_raw=use_raw, var_mod=var_mod, model=model, latent=latent)
+    batches = None if batch is None else codes(held, batch, rows, "batch")
     genes, scaled = expressed.summary, expressed.scale == "scaled"
     if scaled and method == "ora" and min_log2fc > 0:
         raise ValueError(
@@ -203,8 +208,7 @@ def enrich(
     start = logg.info(
         f"testing {len(sets.names)} gene sets of {collection!r} for {a.shape[1]} features with {method!r}"
     )
-    a, codes = a[rows], None if codes is None else codes[rows]
-    generator = np.random.default_rng(rng)
+    a, generator = a[rows], np.random.default_rng(rng)
     n_random = _n_random(method, n_null, len(sets.names))
     random_sets = matched_sets(sets.weights, genes.mean[counted], n_random, generator, n_bins=_n_bins(counted))
     collections = [sets.weights, *random_sets]
@@ -229,7 +233,7 @@ def enrich(
             return found
 
         real = run(a, collections, n_sets)
-        permuted = [run(permuted_cells(a, codes, generator), collections[:1], 0) for _ in range(n_null)]
+        permuted = [run(permuted_cells(a, batches, generator), collections[:1], 0) for _ in range(n_null)]
         bar.update((1 + n_null) * a.shape[1] - bar.n)
 
     columns = _columns(real, permuted, expressed.genes[counted])
@@ -303,14 +307,6 @@ def _check(
         raise ValueError(f"min_expected={min_expected} is not a number of cells. Pass 0 or more; 0 tests every gene.")
     if n_null < 0:
         raise ValueError(f"n_null={n_null} is negative. Pass the number of permutations, or 0 for none.")
-
-
-def _batch_codes(held: Holder, batch: str | None) -> np.ndarray | None:
-    if batch is None:
-        return None
-    if batch not in held.data.obs.columns:
-        raise KeyError(f"{held.where}.obs has no column {batch!r}; it has {listing(held.data.obs.columns)}.")
-    return pd.factorize(held.data.obs[batch])[0]
 
 
 def _background(background: Sequence[str], expressed: Expression) -> np.ndarray:

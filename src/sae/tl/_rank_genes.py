@@ -123,7 +123,8 @@ def rank_genes(
 
     Returns
     -------
-    Nothing. Writes `uns[key]["genes"]`, a row per feature and gene: `feature`, `gene`, `score` (t or z), `log2fc`, `pval`,
+    Nothing. Writes `uns[key]["features"]["genes_status"]`, `"tested"` or why not, and `uns[key]["genes"]`, a row per feature and
+    gene: `feature`, `gene`, `score` (t or z), `log2fc`, `pval`,
     `padj`, and `modality` for a MuData.
 
     Raises
@@ -172,10 +173,11 @@ def rank_genes(
     )
     start = logg.info(f"ranking {len(expressed.genes)} genes of {expressed.where} for {a.shape[1]} features")
     with progress_bar(a.shape[1], "genes", "feature", shown=progress) as bar:
-        blocks, imprecise = [], 0
+        blocks, imprecise, tested = [], 0, np.zeros(a.shape[1], dtype=bool)
         for block in _compared(a[rows], expressed.matrix, expressed.summary, how):
             blocks.append(_best_genes(block, n_genes))
             imprecise += block.imprecise
+            tested[block.features] = np.isfinite(block.pval).any(axis=1)
             bar.update(len(block.features))
         bar.update(a.shape[1] - bar.n)
     if imprecise:
@@ -187,15 +189,18 @@ def rank_genes(
     modality = var_mod or mod
     if modality is not None:
         table["modality"] = pd.Categorical([modality] * len(table))
-    n_ranked = table["feature"].nunique()
     stored = _schema.read(held, key)
-    table = _schema.replace_rows(stored.get("genes"), table, {"modality": modality})
-    _schema.write(held, key, {**stored, "genes": table})
+    status = pd.Categorical(_status(a[rows], tested, percentile, min_cells, donor))
+    new = {
+        "features": stored["features"].assign(genes_status=status),
+        "genes": _schema.replace_rows(stored.get("genes"), table, {"modality": modality}),
+    }
+    _schema.write(held, key, {**stored, **new})
     logg.info(
         "    finished",
         time=start,
-        deep=f"added\n    {held.where}.uns[{key!r}]['genes'], {len(table)} rows for {n_ranked} features; "
-        "the others have too few active or inactive cells" + ("" if donor is None else ", or too few donors with both"),
+        deep=f"added\n    {held.where}.uns[{key!r}]['genes'], {len(table)} rows for {tested.sum()} features; "
+        f"['features']['genes_status'] says why not for the others",
     )
 
 
@@ -273,6 +278,18 @@ def _compared(a: sparse.csr_matrix, x: Matrix, genes: Genes, how: _How) -> Itera
     for block, ranked in zip(blocks, wilcoxon(a, x, how.batch, min_cells=how.limits["min_cells"]), strict=True):
         found = {name: getattr(ranked, name) for name in ("score", "pval", "log_pval", "padj")}
         yield replace(block, **found, either_way=np.isfinite(ranked.pval))
+
+
+def _status(
+    a: sparse.csr_matrix, tested: np.ndarray, percentile: float | None, min_cells: int, donor: str | None
+) -> np.ndarray:
+    """Say of each feature whether it was tested, or why not."""
+    from ..core.groups import active_groups, percentile_groups
+
+    groups = active_groups(a) if percentile is None else percentile_groups(a, percentile)
+    reason = groups.status(min_cells)
+    other = "too few donors with active and inactive cells" if donor else "no gene that could be tested"
+    return np.where(tested, "tested", np.where(reason == "tested", other, reason)).astype(object)
 
 
 def _best_genes(block: Differential, n_genes: int | None) -> dict[str, np.ndarray]:
