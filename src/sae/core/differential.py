@@ -64,7 +64,8 @@ def differential(
     log_base, pseudocount
         For the fold change, see :func:`log2_fold_change`. It is NaN where `log_base` is.
     min_cells
-        Features with fewer positive or fewer reference cells are left out.
+        Features with fewer positive or fewer reference cells are left out. In a group of three or four, values that agree by
+        chance make any difference look certain; from about ten on that no longer happens.
     min_expected
         A gene is not tested for a feature if :func:`expected_cells` is below this for the group that has less of it. Genes
         with negative values always are. 0 tests all.
