@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,6 +13,7 @@ from sae.core import differential as module
 from sae.core import moments
 from sae.core.differential import MIN_EXPECTED, Differential, differential
 from sae.core.groups import active_groups, percentile_groups
+from sae.core.student import log_two_sided
 
 ARRAYS = ("features", "score", "log2fc", "pval", "log_pval", "padj", "either_way")
 LAYOUTS = {"dense": np.asarray, "csr": sparse.csr_matrix}
@@ -285,7 +288,94 @@ def test_pseudocount_must_be_positive(pseudocount):
         compared(activity(), expression(), pseudocount=pseudocount)
 
 
+def welch_of_scipy(one, rest):
+    """t and p of each gene; certain or equal where neither group has any variance, of which SciPy has no opinion."""
+    with warnings.catch_warnings():
+        # Equal values are what is tested here.
+        warnings.filterwarnings("ignore", category=RuntimeWarning)
+        found = stats.ttest_ind(one, rest, equal_var=False)
+    constant = (np.ptp(one, axis=0) == 0) & (np.ptp(rest, axis=0) == 0)
+    difference = one[0] - rest[0]
+    certain = np.where(difference == 0, 0, np.copysign(np.inf, difference))
+    return np.where(constant, certain, found.statistic), np.where(constant, difference == 0, found.pvalue)
+
+
 shapes = st.tuples(st.integers(4, 25), st.integers(1, 6))
+tied = st_np.arrays(np.float64, shapes, elements=st.integers(0, 12).map(lambda i: i / 10))
+spread = st_np.arrays(np.float64, shapes, elements=st.integers(-(2**20), 2**20).map(lambda i: i / 1000))
+
+
+@st.composite
+def degenerate(draw):
+    """Expression with ties, beside genes that are constant, absent or constant among some of the cells; and those cells."""
+    x = draw(st.one_of(tied, spread))
+    members = np.array(draw(st.lists(st.booleans(), min_size=len(x), max_size=len(x))))
+    value = draw(st.sampled_from([0, 0.1, 0.3, 7]))
+    others = [
+        np.zeros(len(x)),
+        np.full(len(x), value),
+        np.where(members, value, x[:, 0]),
+        members * value,
+        ~members * value,
+    ]
+    return members, np.column_stack([x, *others])
+
+
+@each_layout
+@settings(deadline=None)
+@given(cells=degenerate())
+def test_any_values_are_tested_as_by_scipy(layout, cells):
+    members, x = cells
+    groups = active_groups(sparse.csr_matrix(members[:, None].astype(float)))
+    blocks = list(differential(groups, layout(x), log_base=None, pseudocount=1, min_cells=2, min_expected=0))
+    assert len(blocks) == (2 <= members.sum() <= len(x) - 2)
+    for block in blocks:
+        t, p = welch_of_scipy(x[members], x[~members])
+        varies = np.ptp(x, axis=0) > 0
+        np.testing.assert_allclose(block.score[0], np.where(varies, t, 0), rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(block.pval[0], np.where(varies, p, np.nan), rtol=1e-6)
+        np.testing.assert_array_equal(np.exp(block.log_pval), block.pval)
+        if varies.any():
+            expected = stats.false_discovery_control(p[varies])
+            np.testing.assert_allclose(block.padj[0, varies], expected, rtol=1e-6)
+        assert np.isnan(block.padj[0, ~varies]).all()
+
+
+@each_layout
+@settings(deadline=None)
+@given(exponent=st.floats(0, 4), seed=st.integers(0, 99), difference=st.floats(0, 10))
+def test_mean_above_the_spread_keeps_six_digits(layout, exponent, seed, difference):
+    a, level = activity(), 10**exponent
+    x = level + np.random.default_rng(seed).normal(size=(50, 3)) + difference * (a[:, [2]] > 0)
+    found = compared(a, layout(x), log_base=None)
+    for f, t, p in zip(found.features, found.score, found.pval, strict=True):
+        expected = stats.ttest_ind(x[a[:, f] > 0], x[a[:, f] == 0], equal_var=False)
+        np.testing.assert_allclose(t, expected.statistic, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(p, expected.pvalue, rtol=1e-6 * (1 + expected.statistic**2).max())
+
+
+@each_layout
+@pytest.mark.parametrize(("level", "imprecise"), [(1e4, 0), (1e6, 2 * 7 * 3)])
+def test_mean_too_far_above_the_spread_is_counted(layout, level, imprecise):
+    x = level + np.random.default_rng(0).normal(size=(50, 3))
+    groups = active_groups(sparse.csr_matrix(activity()))
+    [block] = differential(groups, layout(x), log_base=None, pseudocount=1, min_cells=2)
+    assert block.imprecise == imprecise
+
+
+@each_layout
+def test_log_p_keeps_the_order_of_genes_where_p_is_zero(layout):
+    a, rng = activity(n=3000, h=1), np.random.default_rng(0)
+    a[::2] = 1
+    x = rng.exponential(size=(3000, 1)) + (a > 0) * np.arange(1, 40)
+    found = compared(a, layout(x), log_base=None)
+    beyond = found.pval[0] == 0
+    assert beyond.sum() > 20
+    assert np.isfinite(found.log_pval).all()
+    assert (np.diff(found.log_pval[0, beyond]) < 0).all()
+    active = a[:, 0] > 0
+    expected = stats.ttest_ind(x[active], x[~active], equal_var=False)
+    np.testing.assert_allclose(found.log_pval[0], log_two_sided(expected.statistic, expected.df), rtol=1e-8)
 
 
 @settings(deadline=None)
