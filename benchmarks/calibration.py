@@ -46,6 +46,7 @@ from sae.core.groups import active_groups, percentile_groups
 from sae.core.moments import group_moments, scan
 from sae.core.null import permuted_cells
 from sae.core.scfeaturelens import concepts
+from sae.core.statistics import benjamini_hochberg
 from sae.core.wilcoxon import wilcoxon
 
 ALPHA = 0.05
@@ -54,8 +55,11 @@ WELCH = {"log_base": np.e, "pseudocount": 0.1, "min_cells": 3}
 MIN_LOG2FC, N_RAISED = 0.5, 100
 SMALLEST_SET, LARGEST_SET = 10, 500
 SCFEATURELENS_BLOCK = 50
+ENRICHED = ("ora", "mannwhitney", "scfeaturelens")
 
 Sets: TypeAlias = dict[str, sparse.csr_matrix]
+Nets: TypeAlias = dict[str, tuple[object, int]]
+"""By name, a net and the smallest number of measured genes."""
 Found: TypeAlias = Iterator[tuple[str, np.ndarray, np.ndarray]]
 """Of some features: the name of a test, p (features, tests) with NaN where not tested, and what was found (features, tests)."""
 
@@ -74,17 +78,15 @@ def cells(path: str | None) -> ad.AnnData:
     return adata
 
 
-def gene_sets(paths: list[str], genes: pd.Index) -> Sets:
-    nets = {default_collection(path): path for path in paths} or {"immune markers": sae.datasets.immune_markers()}
-    smallest = SMALLEST_SET if paths else 1
-    return {name: match(net, genes, min_size=smallest, max_size=LARGEST_SET).members for name, net in nets.items()}
+def gene_sets(nets: Nets, genes: pd.Index) -> Sets:
+    return {name: match(net, genes, min_size=size, max_size=LARGEST_SET).weights for name, (net, size) in nets.items()}
 
 
 def welch_test(adata: ad.AnnData, sets: Sets) -> Found:
-    groups = active_groups(adata.obsm["sae"])
-    for block in differential(groups, adata.X, **WELCH, min_expected=0):
+    groups, genes = active_groups(adata.obsm["sae"]), scan(adata.X)
+    for block in differential(groups, adata.X, genes, **WELCH, min_expected=0):
         yield "welch, all genes", block.pval, block.padj < ALPHA
-    for block in differential(groups, adata.X, **WELCH):
+    for block in differential(groups, adata.X, genes, **WELCH):
         yield "welch, tested by default", block.pval, block.padj < ALPHA
         # Of these alone p < .05 is .05; the others are tested in the direction in which p is too large rather than too small.
         either = np.where(block.either_way, block.pval, np.nan)
@@ -92,8 +94,8 @@ def welch_test(adata: ad.AnnData, sets: Sets) -> Found:
 
 
 def welch_by_expected_cells(adata: ad.AnnData, sets: Sets) -> Found:
-    groups = active_groups(adata.obsm["sae"])
-    limits = (differential(groups, adata.X, **WELCH, min_expected=limit) for limit in (0, *EXPECTED))
+    groups, genes = active_groups(adata.obsm["sae"]), scan(adata.X)
+    limits = (differential(groups, adata.X, genes, **WELCH, min_expected=limit) for limit in (0, *EXPECTED))
     for blocks in zip(*limits, strict=True):
         everything = blocks[0]
         for low, high, some, fewer in zip((0, *EXPECTED), EXPECTED, blocks, blocks[1:], strict=False):
@@ -109,7 +111,7 @@ def wilcoxon_test(adata: ad.AnnData, sets: Sets) -> Found:
 
 def ora(adata: ad.AnnData, sets: Sets) -> Found:
     """The genes that stand out as in sae.tl.enrich, and as many for each feature."""
-    for block in differential(active_groups(adata.obsm["sae"]), adata.X, **WELCH):
+    for block in differential(active_groups(adata.obsm["sae"]), adata.X, scan(adata.X), **WELCH):
         place = np.argsort(np.argsort(-block.score, axis=1), axis=1)
         studies = {
             "up": (block.padj <= ALPHA) & (block.log2fc >= MIN_LOG2FC),
@@ -118,8 +120,8 @@ def ora(adata: ad.AnnData, sets: Sets) -> Found:
         }
         for name, members in sets.items():
             for genes, study in studies.items():
-                result = over_representation(study, members)
-                yield f"ora, {genes}: {name}", result.pval, result.padj < ALPHA
+                result = over_representation(study, members, study.shape[1])
+                yield f"ora, {genes}: {name}", result.pval, benjamini_hochberg(result.pval) < ALPHA
 
 
 def scfeaturelens(adata: ad.AnnData, sets: Sets) -> Found:
@@ -127,9 +129,9 @@ def scfeaturelens(adata: ad.AnnData, sets: Sets) -> Found:
     x = sparse.csr_matrix(adata.X).expm1()
     groups, genes = percentile_groups(adata.obsm["sae"]), scan(x)
     features = np.flatnonzero((groups.n_positive > 1) & (groups.n_reference > 1))
-    for _, positive, reference in group_moments(groups, features, x, genes, block=SCFEATURELENS_BLOCK):
+    for block in group_moments(groups, features, x, genes, block=SCFEATURELENS_BLOCK):
         for name, members in sets.items():
-            result = concepts(positive, reference, members)
+            result = concepts(*block.moments(), members)
             yield f"scfeaturelens: {name}", np.maximum(result.p_binomial, result.p_mannwhitney), result.kept
 
 
@@ -159,6 +161,27 @@ def one_permutation(adata: ad.AnnData, sets: Sets) -> pd.DataFrame:
     return pd.DataFrame(rows).groupby("test", sort=False).sum()
 
 
+def annotated(adata: ad.AnnData, nets: Nets, seed: int) -> pd.DataFrame:
+    """Share of features with a gene set by sae.tl.enrich, with another permutation as its null."""
+    rows = []
+    for name, (net, size) in nets.items():
+        for method in ENRICHED:
+            sae.tl.enrich(
+                adata,
+                net,
+                method=method,
+                collection=name,
+                min_size=size,
+                max_size=LARGEST_SET,
+                rng=seed,
+                progress=False,
+            )
+            null = adata.uns["sae"]["enrichment_null"].set_index("collection").loc[name]
+            shares = {"padj ≤ .05": null["annotated"], "fdr ≤ .05": null["annotated_fdr"]}
+            rows.append({"method": method, "sets": name} | shares)
+    return pd.DataFrame(rows).set_index(["method", "sets"])
+
+
 def summary(permutations: list[pd.DataFrame]) -> pd.DataFrame:
     total = sum(permutations[1:], start=permutations[0])
     shares = pd.concat([counts["below"] / counts["tests"] for counts in permutations], axis=1)
@@ -179,10 +202,13 @@ def main() -> None:
     parser.add_argument("--cells", help=".h5ad; by default the 700 PBMC of sae.datasets.pbmc68k")
     parser.add_argument("--sets", action="append", default=[], help="GMT file; by default sae.datasets.immune_markers")
     parser.add_argument("--permutations", type=int, default=5)
+    parser.add_argument("--only-enrich", action="store_true", help="leave out all but the last table")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     adata = cells(options.cells)
-    sets = gene_sets(options.sets, adata.var_names)
+    nets: Nets = {default_collection(path): (path, SMALLEST_SET) for path in options.sets}
+    nets = nets or {"immune markers": (sae.datasets.immune_markers(), 1)}
+    sets = gene_sets(nets, adata.var_names)
     sae.tl.fit(adata, rng=options.seed, progress=False)
     sae.tl.encode(adata, progress=False)
     activations = adata.obsm["sae"]
@@ -195,11 +221,16 @@ def main() -> None:
         flush=True,
     )
     rng = np.random.default_rng(options.seed)
-    permutations = []
-    for _ in range(options.permutations):
+    permutations, by_enrich = [], []
+    for seed in range(options.permutations):
         adata.obsm["sae"] = permuted_cells(activations, rng=rng)
-        permutations.append(one_permutation(adata, sets))
-    print(summary(permutations).to_string())
+        if not options.only_enrich:
+            permutations.append(one_permutation(adata, sets))
+        by_enrich.append(annotated(adata, nets, seed))
+    if permutations:
+        print(summary(permutations).to_string())
+    print("\nFeatures with a gene set by sae.tl.enrich (mean over permutations)")
+    print((sum(by_enrich) / len(by_enrich)).to_string(float_format="{:.4f}".format))
 
 
 if __name__ == "__main__":

@@ -327,7 +327,11 @@ def degenerate(draw):
 def test_any_values_are_tested_as_by_scipy(layout, cells):
     members, x = cells
     groups = active_groups(sparse.csr_matrix(members[:, None].astype(float)))
-    blocks = list(differential(groups, layout(x), log_base=None, pseudocount=1, min_cells=2, min_expected=0))
+    blocks = list(
+        differential(
+            groups, layout(x), moments.scan(layout(x)), log_base=None, pseudocount=1, min_cells=2, min_expected=0
+        )
+    )
     assert len(blocks) == (2 <= members.sum() <= len(x) - 2)
     for block in blocks:
         t, p = welch_of_scipy(x[members], x[~members])
@@ -359,7 +363,7 @@ def test_mean_above_the_spread_keeps_six_digits(layout, exponent, seed, differen
 def test_mean_too_far_above_the_spread_is_counted(layout, level, imprecise):
     x = level + np.random.default_rng(0).normal(size=(50, 3))
     groups = active_groups(sparse.csr_matrix(activity()))
-    [block] = differential(groups, layout(x), log_base=None, pseudocount=1, min_cells=2)
+    [block] = differential(groups, layout(x), moments.scan(layout(x)), log_base=None, pseudocount=1, min_cells=2)
     assert block.imprecise == imprecise
 
 
