@@ -50,7 +50,7 @@ def enrich(
     n_sets: int | None = 50,
     n_null: int = 1,
     batch: str | None = None,
-    min_cells: int = 3,
+    min_cells: int = 10,
     min_expected: float = 30,
     pseudocount: float = 0.1,
     rng: int | np.random.Generator | None = 0,

@@ -38,7 +38,7 @@ def rank_genes(
     mod: str | None = None,
     var_mod: str | None = None,
     n_genes: int | None = 100,
-    min_cells: int = 3,
+    min_cells: int = 10,
     min_expected: float = 30,
     pseudocount: float = PSEUDOCOUNT,
     progress: bool = True,
