@@ -330,7 +330,7 @@ def _n_bins(counted: np.ndarray) -> int:
 
 def _n_random(method: str, n_null: int, n_sets: int) -> int:
     """Draws of all random sets: so many that every feature has a null of its own, where that takes little time."""
-    return n_null if method in ("ulm", "gsea") else n_null * max(1, math.ceil(NULL_SETS / n_sets))
+    return n_null if method in ("ulm", "gsea") or n_null == 0 else max(n_null, math.ceil(NULL_SETS / n_sets))
 
 
 def _columns(real: list[Found], permuted: list[list[Found]], genes: pd.Index) -> dict[str, np.ndarray]:
