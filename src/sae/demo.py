@@ -23,8 +23,6 @@ MOST_LABELS = 50
 N_SHOWN, N_DRAWN = 12, 8
 PERCENTILE = 95
 """Only the cells where a feature is strongest stand for it: many are weakly active in half of all cells."""
-N_NULL = 5
-"""With few gene sets, one permutation of the cells cannot show that what is found is rarer by chance than one in twenty."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -49,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
     with _timed("sae.tl.rank_genes"):
         sae.tl.rank_genes(adata, percentile=PERCENTILE)
     with _timed("sae.tl.enrich"):
-        sae.tl.enrich(adata, net, collection=collection, percentile=PERCENTILE, n_null=N_NULL)
+        sae.tl.enrich(adata, net, collection=collection, percentile=PERCENTILE)
     if groupby:
         with _timed("sae.tl.score_labels"):
             sae.tl.score_labels(adata, groupby)

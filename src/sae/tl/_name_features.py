@@ -85,7 +85,7 @@ def name_features(
     Where labels are known they are the better names, so they come first, and where label and gene set disagree the name is the
     label. On four sets of blood cells and one of marrow, trained with three seeds each, the label was the commonest
     among the 20 cells where the feature is most active for 93 % of the 210 features that had one (82 % of 257 with `min_f1=0`). On
-    the blood cells, the best set of :func:`sae.datasets.immune_markers` fitted those cells in 70 % of 432 features, and in 81 % of 354 when
+    the blood cells, the best set of :func:`sae.datasets.immune_markers` fitted those cells in 68 % of 425 features, and in 81 % of 386 when
     :func:`sae.tl.enrich` ran with `percentile=95`: a feature that is weakly active in many cells is named after what these have
     in common unless only the strongly active ones are compared.
 
