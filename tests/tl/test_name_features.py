@@ -319,7 +319,7 @@ def test_nothing_to_name_by(encoded, compare):
         sae.tl.name_features(encoded, collection="go")
     with pytest.raises(KeyError, match=r"has no 'labels'\. Run sae\.tl\.score_labels"):
         sae.tl.name_features(encoded, groupby="phase")
-    del encoded.uns["sae"]["genes"]
+    del encoded.uns["sae"]["genes"], encoded.uns["sae"]["features"]["genes_status"]
     compare.assert_same(before, compare.state(encoded))
 
 

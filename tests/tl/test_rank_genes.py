@@ -51,6 +51,7 @@ def test_writes_the_table_and_nothing_else(encoded, compare):
     before = compare.state(encoded)
     assert sae.tl.rank_genes(encoded) is None
     table = encoded.uns["sae"].pop("genes")
+    assert set(encoded.uns["sae"]["features"].pop("genes_status")) == {"tested"}
     compare.assert_same(before, compare.state(encoded))
     assert table.dtypes.astype(str).to_dict() == COLUMNS
     assert list(table) == list(COLUMNS)
@@ -588,6 +589,7 @@ def test_mudata_other_modality_matched_by_name(make_mudata, compare):
     before = compare.state(mdata)
     sae.tl.rank_genes(mdata, mod="rna", var_mod="adt", n_genes=None)
     table = mdata["rna"].uns["sae"].pop("genes")
+    mdata["rna"].uns["sae"]["features"].pop("genes_status")
     compare.assert_same(before, compare.state(mdata))
     assert table["modality"].unique().tolist() == ["adt"]
     assert table["modality"].dtype == "category"
@@ -646,3 +648,17 @@ def test_mudata_without_common_cells(make_adata):
     sae.tl.encode(mdata, mod="rna")
     with pytest.raises(ValueError, match=r"No cell of mdata\.mod\['rna'\] is in mdata\.mod\['adt'\]"):
         sae.tl.rank_genes(mdata, mod="rna", var_mod="adt")
+
+
+def test_status_says_why_a_feature_was_not_tested(encoded):
+    n_cells = sae.get.features(encoded)["n_cells"]
+    few, many = int(n_cells.quantile(0.2)), 700 - int(n_cells.max()) + 1
+    for least, reason in ((few, f"fewer than {few} active cells"), (many, f"fewer than {many} inactive cells")):
+        sae.tl.rank_genes(encoded, min_cells=least)
+        status = sae.get.features(encoded)["genes_status"]
+        tested = set(encoded.uns["sae"]["genes"]["feature"])
+        assert set(status.index[status == "tested"]) == tested
+        assert (status == reason).any()
+    encoded.obs["donor"] = np.where(np.arange(700) < 698, "a", np.where(np.arange(700) == 698, "b", "c"))
+    sae.tl.rank_genes(encoded, donor="donor")
+    assert "too few donors with active and inactive cells" in set(sae.get.features(encoded)["genes_status"])
