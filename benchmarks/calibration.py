@@ -51,7 +51,7 @@ from sae.core.wilcoxon import wilcoxon
 
 ALPHA = 0.05
 EXPECTED = (1, 3, 5, 10, 20, 30, 100, np.inf)
-WELCH = {"log_base": np.e, "pseudocount": 0.1, "min_cells": 3}
+WELCH = {"log_base": np.e, "pseudocount": 0.1, "min_cells": 10}
 MIN_LOG2FC, N_RAISED = 0.5, 100
 SMALLEST_SET, LARGEST_SET = 10, 500
 SCFEATURELENS_BLOCK = 50
