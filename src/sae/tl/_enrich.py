@@ -23,7 +23,7 @@ METHODS = ("ora", "mannwhitney", "ulm", "gsea", "aucell", "scfeaturelens")
 DIRECTIONS = ("up", "down", "both")
 SEPARATOR = ";"
 PUBLISHED_PERCENTILE = 99
-MAX_BINS, GENES_PER_BIN = 50, 20
+MAX_BINS, GENES_PER_BIN = 25, 100
 NULL_SETS = 20_000
 """Random sets a feature is compared with, at least."""
 
@@ -324,7 +324,7 @@ def _background(background: Sequence[str], expressed: Expression) -> np.ndarray:
 
 
 def _n_bins(counted: np.ndarray) -> int:
-    """Bins of mean expression for random sets: 50 where each has 20 genes or more."""
+    """Bins of mean expression for random sets: 25 where each has 100 genes or more, so that a programme does not fill one."""
     return int(np.clip(counted.sum() // GENES_PER_BIN, 1, MAX_BINS))
 
 
