@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+from functools import partial
 
 import h5py
 import numpy as np
@@ -9,14 +11,14 @@ from anndata.io import sparse_dataset, write_elem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_np
-from scipy import sparse, stats
+from scipy import sparse, special, stats
 
 from sae.core import columns, moments
 from sae.core import differential as welch_module
 from sae.core import wilcoxon as module
 from sae.core.groups import active_groups
 from sae.core.moments import scan
-from sae.core.wilcoxon import RankSum, Strata, rank_cells, wilcoxon
+from sae.core.wilcoxon import MIN_EXPECTED, RankSum, Strata, log_normal_tail, rank_cells, wilcoxon
 
 LAYOUTS = {"dense": np.asarray, "csr": sparse.csr_matrix}
 each_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
@@ -61,11 +63,14 @@ CODES = {"plain": lambda n: None, "strata": batches}
 each_codes = pytest.mark.parametrize("codes", CODES.values(), ids=CODES)
 
 
-def compared(a, x, codes=None, *, min_cells=1) -> RankSum:
+def compared(a, x, codes=None, *, min_cells=1, min_expected=MIN_EXPECTED) -> RankSum:
     """All blocks as one."""
-    blocks = list(wilcoxon(sparse.csr_matrix(a), x, codes, min_cells=min_cells))
+    blocks = list(wilcoxon(sparse.csr_matrix(a), x, codes, min_cells=min_cells, min_expected=min_expected))
     assert blocks
     return RankSum(**{name: np.concatenate([vars(block)[name] for block in blocks]) for name in vars(blocks[0])})
+
+
+plain = partial(compared, min_expected=0)
 
 
 def assert_same(found, expected, **tolerance):
@@ -89,7 +94,7 @@ def assert_as_scipy(found, a, x, rtol=1e-9):
 @each_expression
 def test_statistics_are_those_of_scipy(layout, expression):
     a, x = activity(), expression()
-    found = compared(a, layout(x))
+    found = plain(a, layout(x))
     np.testing.assert_array_equal(found.features, np.arange(7))
     assert np.ptp(x, axis=0).all()
     assert_as_scipy(found, a, x)
@@ -205,7 +210,7 @@ def test_p_values_are_adjusted_within_a_feature(layout):
 @pytest.mark.parametrize("n_active", [1, 2, 48, 49])
 def test_one_or_two_cells_against_the_others(layout, n_active):
     a, x = (np.arange(50)[:, None] < n_active).astype(np.float64), counts()
-    assert_as_scipy(compared(a, layout(x)), a, x)
+    assert_as_scipy(plain(a, layout(x)), a, x)
 
 
 @each_layout
@@ -258,7 +263,7 @@ def test_gene_of_one_cell_among_very_many_keeps_the_digits(layout):
     a[:3] = x[0] = 1
     # That cell is above all n − 3 others, and two cells are tied with them: U = 2 (n − 3). n³ − (n − 1)³ − 1 = 3 n (n − 1).
     above, variance = 2 * (n - 3) - 3 * (n - 3) / 2, 3 * (n - 3) * 3 / 12
-    np.testing.assert_allclose(compared(a, layout(x)).score, [[(above - 0.5) / np.sqrt(variance)]], rtol=1e-14)
+    np.testing.assert_allclose(plain(a, layout(x)).score, [[(above - 0.5) / np.sqrt(variance)]], rtol=1e-14)
 
 
 @pytest.mark.parametrize(
@@ -287,8 +292,9 @@ def test_cell_with_a_stored_value_that_is_not_positive_is_inactive(value):
 
 
 @each_codes
-def test_stored_zeros_are_zeros(codes):
-    a, x = activity(), signed()
+@pytest.mark.parametrize("expression", [signed, counts])
+def test_stored_zeros_are_zeros(codes, expression):
+    a, x = activity(), expression()
     stored = sparse.csr_matrix(np.ones_like(x))
     stored.data[:] = x.ravel()
     assert stored.nnz > np.count_nonzero(x)
@@ -299,7 +305,7 @@ def test_stored_zeros_are_zeros(codes):
 @pytest.mark.parametrize("dtype", [np.float32, np.int64, np.uint8, np.bool_])
 def test_expression_of_any_number_type_is_ranked(layout, dtype):
     a, x = activity(), counts()[:, :6].astype(dtype)
-    assert_as_scipy(compared(a, layout(x)), a, x.astype(np.float64))
+    assert_as_scipy(plain(a, layout(x)), a, x.astype(np.float64))
 
 
 def stored(column):
@@ -364,12 +370,153 @@ def test_any_ties_are_those_of_scipy_in_every_layout(x, data):
     n_active = data.draw(st.integers(1, len(x) - 1))
     a = np.zeros((len(x), 1))
     a[data.draw(st.permutations(range(len(x))))[:n_active]] = 1
-    dense, csr = compared(a, x), compared(a, sparse.csr_matrix(x))
+    dense, csr = plain(a, x), plain(a, sparse.csr_matrix(x))
     assert_same(csr, dense, rtol=0)
     varies = np.ptp(x, axis=0) > 0
     np.testing.assert_array_equal(np.isnan(dense.pval[0]), ~varies)
     of_varying = [values[:, varies] for name, values in vars(dense).items() if name != "features"]
     assert_as_scipy(RankSum(dense.features, *of_varying), a, x[:, varies])
+
+
+def log_p_of_rare_cells(active, values):
+    """Log p of one gene by a loop over the cells with the gene in the smaller group; −∞ where that has less of it."""
+    small = active if 2 * active.sum() <= len(active) else ~active
+    n, m, with_gene = len(values), small.sum(), values > 0
+    ranks = stats.rankdata(values)
+    above = ranks - ((~with_gene).sum() + 1) / 2
+    t, n_with = above[small].sum(), with_gene.sum()
+    if t <= m * n_with / 2:
+        return -np.inf
+    log_terms = []
+    for k in range(max(0, m + n_with - n), min(m, n_with) + 1):
+        variance = k * (n_with - k) / n_with * above[with_gene].var(ddof=1) if n_with > 1 else 0
+        z = (t - 0.5 - k * n / 2) / np.sqrt(variance) if variance > 1e-9 else np.copysign(np.inf, t - 0.5 - k * n / 2)
+        log_terms.append(stats.hypergeom.logpmf(k, n, n_with, m) + stats.norm.logsf(z))
+    return min(np.log(2) + special.logsumexp(log_terms), 0)
+
+
+def assert_as_rare(found, usual, a, x):
+    """At least the p of the rare cells, a score that has it, and the rest of the plain test. Returns which p are raised."""
+    of_rare = [[log_p_of_rare_cells(a[:, feature] > 0, column) for column in x.T] for feature in found.features]
+    np.testing.assert_allclose(found.log_pval, np.maximum(of_rare, usual.log_pval), rtol=1e-9, atol=1e-11)
+    np.testing.assert_allclose(found.pval, np.exp(found.log_pval), rtol=1e-13)
+    score = np.abs(found.score)
+    np.testing.assert_allclose(
+        np.minimum(np.log(2) + special.log_ndtr(-score), 0), found.log_pval, rtol=1e-9, atol=1e-11
+    )
+    assert (found.score * usual.score >= 0).all()
+    np.testing.assert_array_equal(found.auroc, usual.auroc)
+    return found.log_pval > usual.log_pval + 1e-9
+
+
+@each_layout
+@pytest.mark.parametrize("expression", [continuous, counts])
+@pytest.mark.parametrize("h", [7, 40])
+def test_rare_cells_are_those_of_a_loop(layout, expression, h):
+    a, x = activity(h=h), expression()
+    assert assert_as_rare(compared(a, layout(x)), plain(a, x), a, x).mean() > 0.1
+
+
+@settings(deadline=None)
+@given(x=st_np.arrays(np.float64, shapes, elements=st.integers(-9, 9).map(lambda i: max(i, 0) / 4)), data=st.data())
+def test_any_rare_cells_are_those_of_a_loop(x, data):
+    x = x[:, np.ptp(x, axis=0) > 0]
+    n_active = data.draw(st.integers(1, len(x) - 1))
+    a = np.zeros((len(x), 1))
+    a[data.draw(st.permutations(range(len(x))))[:n_active]] = 1
+    assert_as_rare(compared(a, x), plain(a, x), a, x)
+
+
+@pytest.mark.parametrize("n_active", [3, 20, 180, 197])
+def test_gene_that_is_on_or_off_has_at_least_twice_the_p_of_fishers_exact_test(n_active):
+    rng = np.random.default_rng(0)
+    a = (np.arange(200)[:, None] < n_active).astype(float)
+    likelier = (a > 0) if n_active < 100 else (a == 0)
+    x = (rng.random((200, 300)) < np.linspace(0.01, 0.2, 300) * np.where(likelier, 3, 1)).astype(float)
+    x = x[:, np.ptp(x, axis=0) > 0]
+    found, usual, n_raised = compared(a, x), plain(a, x), 0
+    for gene, column in enumerate(x.T):
+        has, inside = column > 0, likelier[:, 0]
+        table = [[(has & inside).sum(), (has & ~inside).sum()], [(~has & inside).sum(), (~has & ~inside).sum()]]
+        exact = min(1, 2 * stats.fisher_exact(table, alternative="greater").pvalue)
+        more = has[inside].mean() > has.mean()
+        np.testing.assert_allclose(found.pval[0, gene], max(usual.pval[0, gene], exact if more else 0), rtol=1e-9)
+        n_raised += found.pval[0, gene] > 1.01 * usual.pval[0, gene]
+    assert n_raised > 50
+
+
+def test_only_genes_with_few_expected_cells_change():
+    a, x = activity(), counts()
+    n1, n_with = (a > 0).sum(axis=0), (x > 0).sum(axis=0)
+    expected = np.minimum(n1, 50 - n1)[:, None] * n_with / 50
+    everywhere, usual = compared(a, x, min_expected=np.inf), plain(a, x)
+    for least in (3, 6):
+        assert (everywhere.pval > usual.pval)[expected >= least].any()
+        found = compared(a, x, min_expected=least)
+        for name in ("pval", "log_pval", "score"):
+            chosen = np.where(expected < least, vars(everywhere)[name], vars(usual)[name])
+            np.testing.assert_array_equal(vars(found)[name], chosen, err_msg=name)
+
+
+@each_layout
+def test_negative_values_and_strata_keep_the_plain_p(layout):
+    a, x = activity(), counts()
+    assert (compared(a, layout(x)).pval[:, 0] > plain(a, layout(x)).pval[:, 0]).any()
+    for codes in (batches(), np.arange(50) // 40):
+        assert_same(compared(a, layout(x), codes), plain(a, layout(x), codes), rtol=0)
+    x[np.argmin(x[:, 0]), 0] = -1
+    for name in ("pval", "score"):
+        kept, usual = vars(compared(a, layout(x)))[name], vars(plain(a, layout(x)))[name]
+        np.testing.assert_array_equal(kept[:, 0], usual[:, 0])
+
+
+@pytest.mark.parametrize("rare", ["active", "inactive"])
+def test_rare_genes_are_rarely_found_where_there_is_no_difference(rare):
+    rng = np.random.default_rng(0)
+    n, g, n_small = 1000, 10_000, 10
+    x = np.where(rng.random((n, g)) < rng.uniform(0.001, 0.5, g), rng.gamma(2, size=(n, g)), 0)
+    x = sparse.csr_matrix(x[:, x.any(axis=0)])
+    a = np.zeros((n, 1))
+    a[:n_small] = 1
+    found, usual = (f(a if rare == "active" else 1 - a, x) for f in (compared, plain))
+    for threshold in (0.05, 1e-2, 1e-3, 1e-4):
+        n_found = int((found.pval < threshold).sum())
+        assert stats.binomtest(n_found, x.shape[1], threshold, alternative="greater").pvalue > 1e-3, threshold
+    assert (usual.pval < 1e-4).mean() > 5e-4
+    assert (found.padj < 0.05).sum() == 0 < (usual.padj < 0.05).sum()
+
+
+def test_perfect_marker_of_a_rare_feature_keeps_a_tiny_p():
+    a = (np.arange(5000)[:, None] < 20).astype(float)
+    found = compared(a, a * np.column_stack([np.ones(5000), 1 + np.arange(5000)]))
+    exact = np.log(2) - np.log(float(math.comb(5000, 20)))
+    np.testing.assert_allclose(found.log_pval, [[exact, exact]], rtol=1e-10)
+    assert (found.pval < 1e-54).all()
+
+
+def test_log_p_of_rare_cells_goes_on_where_p_ends():
+    n, m = 60_000, 1000
+    a = (np.arange(n)[:, None] < m).astype(float)
+    found = compared(a, a)
+    assert found.pval == 0
+    exact = np.log(2) - (special.gammaln(n + 1) - special.gammaln(m + 1) - special.gammaln(n - m + 1))
+    np.testing.assert_allclose(found.log_pval, exact, rtol=1e-11)
+    np.testing.assert_allclose(np.log(2) + special.log_ndtr(-found.score), exact, rtol=1e-9)
+
+
+def test_level_of_a_common_gene_tells_a_rare_feature():
+    """12 cells with the highest values of a gene that four cells in five have: the number that have it says little."""
+    rng = np.random.default_rng(0)
+    x = np.where(rng.random(2000) < 0.8, rng.gamma(2, size=2000), 0)
+    a = np.zeros(2000)
+    a[np.argsort(-x)[:12]] = 1
+    assert 2 * stats.hypergeom.sf(11, 2000, (x > 0).sum(), 12) > 0.1
+    assert compared(a[:, None], x[:, None]).pval < 1e-8
+
+
+def test_normal_tail_is_that_of_scipy():
+    z = np.concatenate([np.linspace(-40, 60, 2001), [1e3, 1e5, np.inf, -np.inf]])
+    np.testing.assert_allclose([log_normal_tail(value) for value in z], special.log_ndtr(-z), rtol=3e-8, atol=1e-16)
 
 
 def van_elteren(active, values, codes):
