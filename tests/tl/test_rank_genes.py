@@ -75,6 +75,8 @@ def test_wilcoxon_agrees_with_scipy(encoded, feature):
     sae.tl.rank_genes(encoded, method="welch", min_expected=0, n_genes=None)
     fold_changes = of(encoded.uns["sae"]["genes"], f"sae_{feature}")["log2fc"]
     sae.tl.rank_genes(encoded, method="wilcoxon", n_genes=None)
+    by_default = of(encoded.uns["sae"]["genes"], f"sae_{feature}")["pval"]
+    sae.tl.rank_genes(encoded, method="wilcoxon", min_expected=0, n_genes=None)
     table = of(encoded.uns["sae"]["genes"], f"sae_{feature}")
     active = encoded.obsm["sae"][:, [feature]].toarray().ravel() > 0
     x = dense(encoded[:, table.index].X).astype(np.float64)
@@ -84,6 +86,11 @@ def test_wilcoxon_agrees_with_scipy(encoded, feature):
     higher = np.sign(test.statistic - active.sum() * (~active).sum() / 2)
     assert (np.sign(table["score"]) * higher >= 0).all()
     pd.testing.assert_series_equal(table["log2fc"], fold_changes[table.index])
+    n_expected = (x > 0).mean(axis=0) * min(active.sum(), (~active).sum())
+    ratio = by_default[table.index].to_numpy() / table["pval"].to_numpy()
+    assert (ratio >= 1).all()
+    assert (ratio[n_expected < 30] > 1).any()
+    assert (ratio[n_expected >= 30] == 1).all()
 
 
 @pytest.mark.parametrize("how", [{}, {"batch": "plate"}, {"percentile": 90}], ids=str)
@@ -114,9 +121,10 @@ def test_other_tests_leave_no_gene_out(encoded, method):
     tables = []
     for least in (0, 100):
         sae.tl.rank_genes(encoded, method=method, n_genes=None, min_expected=least)
-        tables.append(encoded.uns["sae"]["genes"])
-    pd.testing.assert_frame_equal(*tables, check_exact=True)
-    assert set(tables[0]["gene"]) == set(encoded.var_names)
+        tables.append(encoded.uns["sae"]["genes"].set_index(["feature", "gene"]).sort_index())
+    pd.testing.assert_index_equal(tables[0].index, tables[1].index)
+    assert set(tables[0].index.get_level_values("gene")) == set(encoded.var_names)
+    assert tables[0].equals(tables[1]) == (method == "regression")
 
 
 @pytest.mark.parametrize("feature", [0, 7])
