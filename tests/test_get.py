@@ -328,3 +328,18 @@ def test_feature_statistics_are_those_of_the_cells_that_are_there(analysed):
     np.testing.assert_allclose(found["mean"], a.mean(axis=0), rtol=1e-6)
     np.testing.assert_array_equal(found["dead"], (a == 0).all(axis=0))
     assert list(found) == list(analysed.uns["sae"]["features"])
+
+
+def test_enrichment_by_false_discovery_rate(analysed):
+    whole = sae.get.enrichment(analysed)
+    part = sae.get.enrichment(analysed, max_fdr=0.3)
+    assert len(part) == (whole["fdr"] <= 0.3).sum()
+
+
+def test_tables_of_earlier_versions_lack_columns(analysed):
+    stored = analysed.uns["sae"]
+    stored["enrichment"] = stored["enrichment"].drop(columns=["fdr", "padj_all"])
+    stored["labels"] = stored["labels"].drop(columns=["held_out_auroc", "held_out_f1"])
+    assert sae.get.enrichment(analysed)["fdr"].isna().all()
+    assert sae.get.labels(analysed)["held_out_auroc"].isna().all()
+    sae.tl.name_features(analysed)

@@ -56,8 +56,11 @@ def names(
         )
     features = get.features(data, key=key, mod=mod)
     stored = _schema.read(holder(data, mod), key)
+    tables = [name for name in ("enrichment", "genes") if name in stored]
+    if modality is not None and tables and not any(_has(stored[name], modality) for name in tables):
+        getattr(get, tables[0])(data, modality=modality, key=key, mod=mod)
     sets, labels = pd.DataFrame(columns=_schema.ENRICHMENT), pd.DataFrame(columns=_schema.LABELS)
-    if "enrichment" in stored or collection is not None:
+    if _has(stored.get("enrichment"), modality) or collection is not None:
         sets = get.enrichment(
             data, direction="up", collection=collection, modality=modality, max_padj=max_padj, key=key, mod=mod
         )
@@ -67,7 +70,7 @@ def names(
         known = (labels["held_out_auroc"] >= min_auroc) & (labels["held_out_f1"] >= min_f1)
         labels = labels[known & (labels["auroc"] > 0.5)]
     sets, labels = _best(sets), _best(labels)
-    if "genes" in stored:
+    if _has(stored.get("genes"), modality):
         raised = get.genes(data, direction="up", modality=modality, max_padj=max_padj, key=key, mod=mod)
         genes = raised["gene"].astype(str).groupby(raised["feature"].astype(str)).agg(list)
     else:
@@ -157,6 +160,13 @@ def _distinct(texts: Mapping[str, Sequence[str]]) -> dict[str, str]:
         named[feature] = next(text for text in itertools.chain(own, numbered) if text not in taken)
         taken.add(named[feature])
     return named
+
+
+def _has(table: pd.DataFrame | None, modality: str | None) -> bool:
+    """Tell whether there is a table, with rows of the modality if one is asked for."""
+    if table is None or modality is None:
+        return table is not None
+    return "modality" in table and bool((table["modality"] == modality).any())
 
 
 def _best(table: pd.DataFrame) -> pd.DataFrame:

@@ -37,6 +37,7 @@ MADE_BY = {
     "features": "encode",
 }  # fmt: skip
 
+COLUMNS = {"genes": GENES, "enrichment": ENRICHMENT, "labels": LABELS, "label_summary": LABEL_SUMMARY}
 OTHER_TYPES = {"overlap": np.int64, "size": np.int64, "n_cells": np.int64, "genes": np.object_, "selected": np.object_}
 """Of the columns that are neither categories nor float64."""
 
@@ -147,7 +148,10 @@ def table(held: Holder, key: str, name: str) -> pd.DataFrame:
         raise KeyError(
             f"{held.where}.uns[{key!r}] has no {name!r}. Run sae.tl.{MADE_BY[name]}(..., key={key!r}) first."
         )
-    return stored[name].copy()
+    found = stored[name].copy()
+    # Tables of earlier versions lack some.
+    missing = [column for column in COLUMNS.get(name, ()) if column not in found]
+    return found.assign(**dict.fromkeys(missing, np.nan)) if missing else found
 
 
 def features(held: Holder, key: str) -> pd.DataFrame:

@@ -257,6 +257,7 @@ def enrichment(
     direction: str | None = None,
     modality: str | None = None,
     max_padj: float | None = None,
+    max_fdr: float | None = None,
     redundant: bool = True,
     n: int | None = None,
     key: str = "sae",
@@ -279,6 +280,8 @@ def enrichment(
         Only variables of this modality, of a MuData.
     max_padj
         Only sets with an adjusted p-value up to this.
+    max_fdr
+        Only sets with a false discovery rate up to this; those of a run without a null (`n_null=0`) have none, and are left out.
     redundant
         With `False`, a set is left out when all its genes that stand out (`genes`) are among those of one better set, of the
         same feature and direction, that is not itself left out: nested sets are told once. Sets are compared with all others
@@ -303,6 +306,8 @@ def enrichment(
     if direction is not None:
         table = table[table["direction"] == direction]
     table = table.assign(strength=table["score"].abs())
+    if max_fdr is not None:
+        table = table[table["fdr"] <= max_fdr]
     table = _sorted(table, ["pval", "strength"], [True, False], max_padj).drop(columns="strength")
     return _head(table if redundant else table[~_covered(table)], n)
 

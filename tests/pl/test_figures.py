@@ -113,10 +113,10 @@ def test_enrichment_makes_no_rows_of_redundant_sets(analysed):
     assert set(columns) == set(every)
     assert set(rows) < set(more)
     reduced = sae.get.enrichment(
-        analysed, columns, collection="nested", direction="up", max_padj=0.05, redundant=False, n=3
+        analysed, columns, collection="nested", direction="up", max_padj=0.05, max_fdr=0.05, redundant=False, n=3
     )
     assert set(rows) == set(set_titles(reduced["gene_set"].unique().tolist()))
-    whole = sae.get.enrichment(analysed, columns, collection="nested", direction="up", max_padj=0.05)
+    whole = sae.get.enrichment(analysed, columns, collection="nested", direction="up", max_padj=0.05, max_fdr=0.05)
     whole = whole.assign(row=whole["gene_set"].str.capitalize())
     assert set(found) == set(whole.loc[whole["row"].isin(rows), ["feature", "row"]].itertuples(index=False, name=None))
     assert len(found) > len(reduced[reduced["feature"].isin(columns)]), "a dot also where the set is redundant"

@@ -216,7 +216,7 @@ def test_published_procedure(encoded, net):
 @pytest.mark.parametrize(
     ("how", "error", "message"),
     [
-        ({"n_null": -1}, ValueError, "n_null=-1 is negative"),
+        ({"n_null": -1}, ValueError, "n_null=-1 is not a number of permutations"),
         ({"directions": []}, ValueError, "directions=\\[\\] is not a list of some of 'up', 'down', 'both'"),
         ({"directions": ["up", "up"]}, ValueError, "is not a list of some of"),
         ({"directions": ["left"]}, ValueError, "directions=\\['left'\\] is not a list of some of"),
@@ -517,3 +517,31 @@ def test_mudata(make_mudata):
     table = sae.get.enrichment(mixed, mod="rna")
     assert table.loc[table["collection"] == "gene_sets", "modality"].isna().all()
     assert (table.loc[table["collection"] == "proteins", "modality"] == "adt").all()
+
+
+@pytest.mark.parametrize("direction", ["up", "both"])
+def test_one_direction_may_be_a_string(encoded, net, direction):
+    sae.tl.enrich(encoded, net, directions=direction)
+    assert sae.get.enrichment(encoded)["direction"].unique().tolist() == [direction]
+
+
+def test_gsea_of_a_set_of_all_genes(encoded):
+    genes = encoded.var_names[:20].tolist()
+    sae.tl.enrich(encoded, {"all": genes, "half": genes[:10]}, method="gsea", background=genes, n_null=0)
+    assert set(sae.get.enrichment(encoded)["gene_set"]) == {"half"}
+
+
+def test_that_nothing_was_tested_is_said(encoded, net, log):
+    sae.tl.enrich(encoded, net, percentile=99)
+    assert "no feature has 10 cells on both sides" in log()
+    assert set(sae.get.features(encoded)["enrichment_status"]) == {"fewer than 10 cells above the percentile"}
+    sae.tl.rank_genes(encoded, percentile=99)
+    assert "no feature was tested" in log()
+
+
+def test_genes_that_are_not_tested_are_not_at_the_top_for_aucell(encoded):
+    """A set of genes too rare for most features."""
+    rare = np.asarray((encoded.X > 0).sum(axis=0)).ravel().argsort()[:10]
+    sae.tl.enrich(encoded, {"rare": encoded.var_names[rare].tolist()}, method="aucell", n_null=0)
+    sae.tl.rank_genes(encoded, n_genes=None)
+    assert sae.get.enrichment(encoded).empty

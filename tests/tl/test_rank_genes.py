@@ -669,4 +669,4 @@ def test_status_says_why_a_feature_was_not_tested(encoded):
         assert (status == reason).any()
     encoded.obs["donor"] = np.where(np.arange(700) < 698, "a", np.where(np.arange(700) == 698, "b", "c"))
     sae.tl.rank_genes(encoded, donor="donor")
-    assert "too few donors with active and inactive cells" in set(sae.get.features(encoded)["genes_status"])
+    assert sae.get.features(encoded)["genes_status"].str.contains("too few donors").any()

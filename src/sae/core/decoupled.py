@@ -35,8 +35,13 @@ def gsea(values: np.ndarray, sets: sparse.csr_matrix, seed: int) -> SetScores:
     import decoupler as dc
 
     # decoupler takes the seed 0 for no permutation.
-    score, pval = dc.mt.gsea.func(values, *_lists(sets), times=PERMUTATIONS, seed=seed + 1)
-    return SetScores(score, np.clip(pval, 1 / (PERMUTATIONS + 1), 1))
+    # It divides by the number of genes outside a set.
+    some = np.flatnonzero(sets.getnnz(axis=1) < sets.shape[1])
+    score, pval = np.zeros((len(values), sets.shape[0])), np.ones((len(values), sets.shape[0]))
+    if len(some):
+        score[:, some], found = dc.mt.gsea.func(values, *_lists(sets[some]), times=PERMUTATIONS, seed=seed + 1)
+        pval[:, some] = np.clip(found, 1 / (PERMUTATIONS + 1), 1)
+    return SetScores(score, pval)
 
 
 def aucell(values: np.ndarray, sets: sparse.csr_matrix) -> SetScores:

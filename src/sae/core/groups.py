@@ -30,7 +30,10 @@ class Groups:
         """Say of each feature whether it can be tested, or why not (h,)."""
         return np.select(
             [self.n_positive < min_cells, self.n_reference < min_cells],
-            [f"fewer than {min_cells} active cells", f"fewer than {min_cells} inactive cells"],
+            [
+                f"fewer than {min_cells} {'active cells' if self.positive is self.active else 'cells above the percentile'}",
+                f"fewer than {min_cells} inactive cells",
+            ],
             "tested",
         ).astype(object)
 

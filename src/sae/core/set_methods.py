@@ -89,7 +89,9 @@ def by_aucell(block: Differential, sets: sparse.csr_matrix, standing: StandingOu
     """Take the highest scores of the genes, and the lowest; the score is the area under the recovery curve."""
     tests, strength = [], np.abs(block.score)
     for direction, sign in (("up", 1), ("down", -1)):
-        found = _scored(sign * fair(block), lambda values: aucell(values, sets), sets.shape[0])
+        values = sign * fair(block)
+        values = np.where(block.either_way, values, values.min(axis=1, keepdims=True) - 1)
+        found = _scored(values, lambda values: aucell(values, sets), sets.shape[0])
         study = standing.select(block, direction)
         statistics = (found.score, found.pval, _log(found.pval))
         everywhere = np.ones(found.pval.shape, dtype=bool)

@@ -30,6 +30,7 @@ def enrichment(
     n_features: int = 20,
     n_sets: int = 2,
     max_padj: float = 0.05,
+    max_fdr: float = 0.05,
     redundant: bool = False,
     cmap: str | Colormap = "viridis",
     key: str = "sae",
@@ -58,6 +59,8 @@ def enrichment(
         Every feature contributes so many of its best gene sets as rows.
     max_padj
         Only gene sets with an adjusted p-value up to this.
+    max_fdr
+        And with a false discovery rate up to this, where there is one.
     redundant
         Also make rows of sets whose genes are all among those of a better one, see :func:`sae.get.enrichment`.
     cmap
@@ -78,7 +81,7 @@ def enrichment(
     KeyError
         There is no enrichment, or no such feature or collection.
     ValueError
-        No gene set of these features passes `max_padj`.
+        No gene set of these features passes `max_padj` and `max_fdr`.
 
     Examples
     --------
@@ -95,8 +98,13 @@ def enrichment(
         get.enrichment, data, collection=collection, direction=direction, max_padj=max_padj, key=key, mod=mod
     )
     table = found(features)
+    if table["fdr"].notna().any():
+        found = partial(found, max_fdr=max_fdr)
+        table = found(features)
     if table.empty:
-        raise ValueError(f"None of these features has a gene set with padj ≤ {max_padj}. Raise max_padj=.")
+        raise ValueError(
+            f"None of these features has a gene set with padj ≤ {max_padj} and fdr ≤ {max_fdr}. Raise max_padj= or max_fdr=."
+        )
     if features is None:
         table = table[table["feature"].isin(table["feature"].drop_duplicates().iloc[:n_features])]
     columns, rows = _order(found(table["feature"].unique().tolist(), redundant=redundant), n_sets)

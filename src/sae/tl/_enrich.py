@@ -73,11 +73,11 @@ def enrich(
       `score` is the normalised enrichment score, the p-value from 1,000 permutations of the genes. Slow: for few features and sets.
     * `"aucell"` (Aibar et al. 2017, doi:10.1038/nmeth.4463): `score` is the area under the curve that recovers the set among
       the 5 % of genes with the highest (`"up"`) or lowest (`"down"`) t, between 0 and 1; p-value from the mean and variance of
-      the area of a random set.
+      the area of a random set, and far too small for small sets: trust `fdr` alone.
     * `"scfeaturelens"`, exactly the procedure of arXiv:2410.11468, for comparison. Cells above the 99th percentile of the
       activation are compared with those at zero; the study set are genes with adjusted p < 1e-5 and a ratio of means above 2 or
       below 1/2, with fallbacks to p < .05 and to any ratio. Stored are the sets with p < .05 in a two-sided binomial test of the hits
-      and in a Mann-Whitney test of the ratios; `pval` is the larger of the two, `score` log2 of hits over expected hits. Known
+      and in a Mann-Whitney test of the ratios; `pval` is the larger of the two, `score` log2((hits + ½) / (expected + ½)). Known
       flaws: nothing is corrected over sets or features; the Mann-Whitney p is half the two-sided value; a gene that is constant in
       one group gets p = 1, so that a perfect marker is lost; ratios have no pseudocount.
 
@@ -142,7 +142,8 @@ def enrich(
     min_cells
         Features that are active, or inactive, in fewer cells are left out; `uns[key]["features"]` says which and why.
     min_expected
-        Genes too rare for Welch's test, see :func:`sae.tl.rank_genes`, stand out for no feature, and have no rank.
+        Genes too rare for Welch's test, see :func:`sae.tl.rank_genes`, stand out for no feature. They have no rank in
+        `"mannwhitney"`, the lowest in `"aucell"`, and t = 0 in `"ulm"` and `"gsea"`; `"scfeaturelens"` takes all.
     pseudocount
         Of the fold change, see :func:`sae.tl.rank_genes`.
     rng
@@ -191,6 +192,7 @@ def enrich(
     _check(method, collection, directions, max_padj, min_log2fc, min_size, max_size, n_sets, n_null, min_expected)
     if method == "scfeaturelens":
         percentile = PUBLISHED_PERCENTILE if percentile is None else percentile
+    chosen_directions = (directions,) if isinstance(directions, str) else tuple(directions)
     held = holder(data, mod)
     a = _schema.activations(held, key)
     latent = None if model is None else _schema.latent(held, key).matrix
@@ -215,7 +217,7 @@ def enrich(
     how = Method(
         method,
         StandingOut(max_padj, 0 if scaled else min_log2fc),
-        tuple(directions),
+        chosen_directions,
         expressed.log_base,
         pseudocount,
         min_cells,
@@ -260,6 +262,8 @@ def enrich(
         "enrichment_null": _schema.replace_rows(stored.get("enrichment_null"), summary, place),
     }
     _schema.write(held, key, {**stored, **new})
+    if not any(part.n_features for part in real):
+        logg.warning(f"no feature has {min_cells} cells on both sides, so none was tested; min_cells= sets the limit.")
     by_chance = f", {counts['annotated_permuted']:.1f} when cells are permuted" if n_null else ""
     logg.info(
         "    finished",
@@ -305,8 +309,8 @@ def _check(
         )
     if not min_expected >= 0:
         raise ValueError(f"min_expected={min_expected} is not a number of cells. Pass 0 or more; 0 tests every gene.")
-    if n_null < 0:
-        raise ValueError(f"n_null={n_null} is negative. Pass the number of permutations, or 0 for none.")
+    if isinstance(n_null, bool) or not isinstance(n_null, int | np.integer) or n_null < 0:
+        raise ValueError(f"n_null={n_null} is not a number of permutations. Pass 1 or more, or 0 for none.")
 
 
 def _background(background: Sequence[str], expressed: Expression) -> np.ndarray:

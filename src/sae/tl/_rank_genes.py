@@ -58,7 +58,7 @@ def rank_genes(
       .. math::
           x = \alpha + \beta a + C \gamma + \varepsilon
 
-    P-values are two-sided, adjusted within a feature over all genes that vary (Benjamini-Hochberg). The fold change is
+    P-values are two-sided, adjusted within a feature over all genes that are tested (Benjamini-Hochberg). The fold change is
     log2((m₁ + c) / (m₀ + c)) with the pseudocount c and m = expm1(x̄) for log1p values (not all integers, all below 50; of
     the base in `uns["log1p"]`, else e), m = x̄ otherwise. Scaled values (some negative) have none: NaN. A warning in the log says
     what was recognised, if not log1p values. For a regression, x̄₁ is the fitted value at the mean activation
@@ -188,6 +188,11 @@ def rank_genes(
             f"{imprecise} variances (within a group, or of residuals) are below 1e-10 of the squared mean, where float64 sums are "
             "good to fewer than six digits: subtract what the cells have in common, or leave these genes out."
         )
+    if not tested.any():
+        logg.warning(
+            f"no feature was tested: {held.where}.uns[{key!r}]['features']['genes_status'] says why. min_cells= (of each side) and "
+            "min_expected= set the limits."
+        )
     table = _table(blocks, _schema.feature_names(key, a.shape[1]), expressed.genes)
     modality = var_mod or mod
     if modality is not None:
@@ -292,7 +297,7 @@ def _status(
 
     groups = active_groups(a) if percentile is None else percentile_groups(a, percentile)
     reason = groups.status(min_cells)
-    other = "too few donors with active and inactive cells" if donor else "no gene that could be tested"
+    other = "no gene that could be tested" + (", or too few donors with active and inactive cells" if donor else "")
     return np.where(tested, "tested", np.where(reason == "tested", other, reason)).astype(object)
 
 
