@@ -208,7 +208,7 @@ def test_gene_that_only_other_cells_have_is_not_tested():
     x = np.where((a > 0) & (a < 0.5), 1.0, [[0, 3]])
     groups = percentile_groups(sparse.csr_matrix(a), 60)
     [block] = differential(groups, x, moments.scan(x), log_base=None, pseudocount=1, min_cells=2, min_expected=1)
-    np.testing.assert_array_equal(block.pval, [[np.nan, 1]])
+    assert np.isnan(block.pval).all(), "the other gene has one value in all cells that are compared"
 
 
 def test_permuted_cells_are_called_different_as_often_as_they_should():
@@ -404,4 +404,4 @@ def test_a_gene_with_one_value_in_both_groups_is_no_marker(layout, level):
     options = {"log_base": None, "pseudocount": 1, "min_cells": 2, "min_expected": 0}
     [block] = differential(groups, matrix, moments.scan(matrix), **options)
     np.testing.assert_array_equal(block.score, 0)
-    np.testing.assert_array_equal(block.pval, 1)
+    assert np.isnan(block.pval).all()

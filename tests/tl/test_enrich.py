@@ -222,6 +222,7 @@ def test_published_procedure(encoded, net):
         ({"directions": ["left"]}, ValueError, "directions=\\['left'\\] is not a list of some of"),
         ({"directions": ["up"], "method": "ulm"}, ValueError, "is for method='ora'; 'ulm' has its own"),
         ({"background": ["ENSG1"]}, ValueError, "background= has no gene of adata"),
+        ({"background": ["CD79A"]}, ValueError, "1 genes of adata.X vary over the cells and are in background="),
         ({"background": "CD19"}, TypeError, "background is the string 'CD19'; expected a list"),
         ({"batch": "run"}, KeyError, "adata.obs has no column 'run'; it has"),
     ],
@@ -545,3 +546,9 @@ def test_genes_that_are_not_tested_are_not_at_the_top_for_aucell(encoded):
     sae.tl.enrich(encoded, {"rare": encoded.var_names[rare].tolist()}, method="aucell", n_null=0)
     sae.tl.rank_genes(encoded, n_genes=None)
     assert sae.get.enrichment(encoded).empty
+
+
+def test_cells_that_cannot_be_exchanged_are_spoken_of(encoded, net, log):
+    encoded.obs["cell"] = encoded.obs_names
+    sae.tl.enrich(encoded, net, batch="cell")
+    assert "most cells have a batch (adata.obs['cell']) of their own" in log()

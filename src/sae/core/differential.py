@@ -72,7 +72,7 @@ def differential(
 
     Yields
     ------
-    Blocks of features in order. What is not tested, genes that are constant over all cells included, has score 0, every
+    Blocks of features in order. What is not tested, genes that are constant over the compared cells included, has score 0, every
     p NaN, and no part in the adjustment.
     """
 
@@ -120,18 +120,13 @@ def compare(
     if not min_expected >= 0:
         raise ValueError(f"min_expected={min_expected} is not a number of cells. Pass 0 or more; 0 tests every gene.")
     score, pval, log_pval = welch(
-        _or_equal(positive, reference, genes.shift),
-        positive.variance,
-        positive.n,
-        reference.mean,
-        reference.variance,
-        reference.n,
+        positive.mean, positive.variance, positive.n, reference.mean, reference.variance, reference.n
     )
     raised, lowered = (
         genes.varies & ((expected_cells(n, others, genes.mean) >= min_expected) | (genes.lowest < 0))
         for n, others in ((reference.n, positive), (positive.n, reference))
     )
-    untested = ~np.where(positive.mean > reference.mean, raised, lowered)
+    untested = _equal(positive, reference, genes.shift) | ~np.where(positive.mean > reference.mean, raised, lowered)
     score[untested], pval[untested], log_pval[untested] = 0, np.nan, np.nan
     means = (np.maximum(group.mean, 0) for group in (positive, reference))
     log2fc = log2_fold_change(*means, log_base=log_base, pseudocount=pseudocount)
@@ -140,17 +135,16 @@ def compare(
     return Differential(features, score, log2fc, pval, log_pval, padj, raised & lowered, imprecise)
 
 
-def _or_equal(positive: Moments, reference: Moments, shift: np.ndarray) -> np.ndarray:
-    """Return the means of the positive cells; where both groups have one and the same value, those of the others.
+def _equal(positive: Moments, reference: Moments, shift: np.ndarray) -> np.ndarray:
+    """Mark genes that have one and the same value in all cells of both groups.
 
     Means of one value over different numbers of cells, with the shift added back, differ by rounding.
     """
     constant = (positive.variance == 0) & (reference.variance == 0)
     if not constant.any():
-        return positive.mean
+        return constant
     size = np.abs(positive.mean) + np.abs(reference.mean) + np.abs(shift)
-    equal = constant & (np.abs(positive.mean - reference.mean) <= SAME_MEANS * size)
-    return np.where(equal, reference.mean, positive.mean)
+    return constant & (np.abs(positive.mean - reference.mean) <= SAME_MEANS * size)
 
 
 def expected_cells(n: np.ndarray, others: Moments, level: np.ndarray) -> np.ndarray:

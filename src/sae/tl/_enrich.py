@@ -205,6 +205,16 @@ def enrich(
             f"min_log2fc={min_log2fc}. Pass layer= with log-normalised values, or min_log2fc=0."
         )
     counted = genes.varies if background is None else genes.varies & _background(background, expressed)
+    if counted.sum() < 2:
+        raise ValueError(
+            f"{counted.sum()} genes of {expressed.where} vary over the cells{'' if background is None else ' and are in background='}: "
+            "gene sets can only be told from other genes."
+        )
+    if batches is not None and np.mean(np.bincount(batches)[batches] == 1) > 0.5:
+        logg.warning(
+            f"most cells have a batch ({held.where}.obs[{batch!r}]) of their own and cannot be exchanged with others: the "
+            "permuted cells are the cells as they are, and fdr says nothing is found."
+        )
     sets = match(net, expressed.genes[counted], min_size=min_size, max_size=max_size)
     collection = collection or default_collection(net)
     start = logg.info(

@@ -254,6 +254,10 @@ def _halves(
         raise KeyError(
             f"{where}.obs has no column {donor!r}; it has {listing(obs.columns)}. Pass one of them as donor=."
         )
+    if pd.api.types.is_float_dtype(obs[donor]):
+        raise ValueError(
+            f"{where}.obs[{donor!r}] is continuous ({obs[donor].dtype}). Pass a column of names as donor=."
+        )
     donors, found = pd.factorize(obs[donor][known])
     if (donors < 0).any():
         raise ValueError(
