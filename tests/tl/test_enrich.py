@@ -193,7 +193,7 @@ def test_published_procedure(encoded, net):
     from sae.core.moments import group_moments, scan
     from sae.core.scfeaturelens import concepts
 
-    sae.tl.enrich(encoded, net, min_expected=0, method="scfeaturelens", min_cells=3, n_sets=None)
+    sae.tl.enrich(encoded, net, min_expected=0, method="scfeaturelens", n_sets=None)
     table = sae.get.enrichment(encoded)
     assert table["direction"].unique().tolist() == ["both"]
     assert (table["pval"] < 0.05).all()

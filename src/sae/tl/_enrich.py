@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 METHODS = ("ora", "mannwhitney", "ulm", "gsea", "aucell", "scfeaturelens")
 DIRECTIONS = ("up", "down", "both")
 SEPARATOR = ";"
-PUBLISHED_PERCENTILE = 99
+PUBLISHED_PERCENTILE, PUBLISHED_CELLS = 99, 3
+MIN_CELLS = 10
 MAX_BINS, GENES_PER_BIN = 25, 100
 NULL_SETS = 20_000
 """Random sets a feature is compared with, at least."""
@@ -50,7 +51,7 @@ def enrich(
     n_sets: int | None = 50,
     n_null: int = 1,
     batch: str | None = None,
-    min_cells: int = 10,
+    min_cells: int | None = None,
     min_expected: float = 30,
     pseudocount: float = 0.1,
     rng: int | np.random.Generator | None = 0,
@@ -140,7 +141,8 @@ def enrich(
     batch
         Column of `obs`: cells are permuted within each of its values.
     min_cells
-        Features that are active, or inactive, in fewer cells are left out; `uns[key]["features"]` says which and why.
+        Features that are active, or inactive, in fewer cells are left out; `uns[key]["features"]` says which and why. By default
+        10, and 3 for `"scfeaturelens"`, which uses one cell in a hundred.
     min_expected
         Genes too rare for Welch's test, see :func:`sae.tl.rank_genes`, stand out for no feature. They have no rank in
         `"mannwhitney"`, the lowest in `"aucell"`, and t = 0 in `"ulm"` and `"gsea"`; `"scfeaturelens"` takes all.
@@ -190,8 +192,9 @@ def enrich(
     from ..core.set_search import DIRECTIONS, Method, search
 
     _check(method, collection, directions, max_padj, min_log2fc, min_size, max_size, n_sets, n_null, min_expected)
-    if method == "scfeaturelens":
-        percentile = PUBLISHED_PERCENTILE if percentile is None else percentile
+    published = method == "scfeaturelens"
+    percentile = PUBLISHED_PERCENTILE if published and percentile is None else percentile
+    min_cells = (PUBLISHED_CELLS if published else MIN_CELLS) if min_cells is None else min_cells
     chosen_directions = (directions,) if isinstance(directions, str) else tuple(directions)
     held = holder(data, mod)
     a = _schema.activations(held, key)
