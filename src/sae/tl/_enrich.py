@@ -189,7 +189,7 @@ def enrich(
     from ..core.groups import active_groups, percentile_groups
     from ..core.null import matched_sets, permuted_cells
     from ..core.set_methods import StandingOut
-    from ..core.set_search import DIRECTIONS, Method, search
+    from ..core.set_search import Method, search
 
     _check(method, collection, directions, max_padj, min_log2fc, min_size, max_size, n_sets, n_null, min_expected)
     published = method == "scfeaturelens"
@@ -207,12 +207,7 @@ def enrich(
             f"{expressed.where} has negative values, of which there are no fold changes, and method='ora' takes genes by "
             f"min_log2fc={min_log2fc}. Pass layer= with log-normalised values, or min_log2fc=0."
         )
-    counted = genes.varies if background is None else genes.varies & _background(background, expressed)
-    if counted.sum() < 2:
-        raise ValueError(
-            f"{counted.sum()} genes of {expressed.where} vary over the cells{'' if background is None else ' and are in background='}: "
-            "gene sets can only be told from other genes."
-        )
+    counted = _counted(background, expressed)
     if batches is not None and np.mean(np.bincount(batches)[batches] == 1) > 0.5:
         logg.warning(
             f"most cells have a batch ({held.where}.obs[{batch!r}]) of their own and cannot be exchanged with others: the "
@@ -252,26 +247,14 @@ def enrich(
         bar.update((1 + n_null) * a.shape[1] - bar.n)
 
     columns = _columns(real, permuted, expressed.genes[counted])
-    columns["collection"] = np.zeros(len(columns.get("feature", ())), dtype=np.int64)
-    categories = {
-        "feature": _schema.feature_names(key, a.shape[1]),
-        "collection": pd.Index([collection]),
-        "gene_set": sets.names,
-        "direction": pd.Index(DIRECTIONS),
-    }
-    found = _schema.tidy(columns, _schema.ENRICHMENT, categories)
     counts = _counts(real, permuted, columns, max_padj)
-    shares = {name: count / a.shape[1] for name, count in counts.items()}
-    summary = pd.DataFrame({"collection": [collection], "method": [method], "max_padj": [max_padj], **shares})
-    summary = summary.astype({"collection": "category", "method": "category"})
-    modality = var_mod or mod
-    if modality is not None:
-        found["modality"] = pd.Categorical([modality] * len(found))
-        summary["modality"] = pd.Categorical([modality])
-    stored, place = _schema.read(held, key), {"collection": collection, "modality": modality}
+    place = {"collection": collection, "modality": var_mod or mod}
+    table = _table(columns, _schema.feature_names(key, a.shape[1]), sets.names, place)
+    summary = _summary(counts, a.shape[1], method, max_padj, place)
+    stored = _schema.read(held, key)
     new = {
         "features": stored["features"].assign(enrichment_status=pd.Categorical(chosen(a).status(min_cells))),
-        "enrichment": _schema.replace_rows(stored.get("enrichment"), found, place),
+        "enrichment": _schema.replace_rows(stored.get("enrichment"), table, place),
         "enrichment_null": _schema.replace_rows(stored.get("enrichment_null"), summary, place),
     }
     _schema.write(held, key, {**stored, **new})
@@ -282,8 +265,7 @@ def enrich(
         "    finished",
         time=start,
         deep=f"added\n    {held.where}.uns[{key!r}]['enrichment'], collection {collection!r}: {counts['annotated']} of "
-        f"{a.shape[1]} "
-        f"features have a gene set at padj ≤ {max_padj}{by_chance}; {sets.left_out()}",
+        f"{a.shape[1]} features have a gene set at padj ≤ {max_padj}{by_chance}; {sets.left_out()}",
     )
 
 
@@ -324,6 +306,18 @@ def _check(
         raise ValueError(f"min_expected={min_expected} is not a number of cells. Pass 0 or more; 0 tests every gene.")
     if isinstance(n_null, bool) or not isinstance(n_null, int | np.integer) or n_null < 0:
         raise ValueError(f"n_null={n_null} is not a number of permutations. Pass 1 or more, or 0 for none.")
+
+
+def _counted(background: Sequence[str] | None, expressed: Expression) -> np.ndarray:
+    """Mark the genes that take part: those that vary, of the background."""
+    varies = expressed.summary.varies
+    counted = varies if background is None else varies & _background(background, expressed)
+    if counted.sum() < 2:
+        also = "" if background is None else " and are in background="
+        raise ValueError(
+            f"{counted.sum()} genes of {expressed.where} vary over the cells{also}: gene sets can only be told from other genes."
+        )
+    return counted
 
 
 def _background(background: Sequence[str], expressed: Expression) -> np.ndarray:
@@ -383,3 +377,30 @@ def _counts(
     by_chance = np.mean([sum(part.annotated[0] for part in run) for run in permuted])
     by_size = annotated[:, 1:].sum(axis=0).mean()
     return dict(zip(_schema.ANNOTATED, (annotated[:, 0].sum(), by_fdr, by_chance, by_size), strict=True))
+
+
+def _table(
+    columns: dict[str, np.ndarray], features: pd.Index, sets: pd.Index, place: dict[str, str | None]
+) -> pd.DataFrame:
+    """Make the table of gene sets."""
+    from ..core.set_search import DIRECTIONS
+
+    columns["collection"] = np.zeros(len(columns.get("feature", ())), dtype=np.int64)
+    collection = pd.Index([place["collection"]])
+    categories = {"feature": features, "collection": collection, "gene_set": sets, "direction": pd.Index(DIRECTIONS)}
+    return _of_modality(_schema.tidy(columns, _schema.ENRICHMENT, categories), place)
+
+
+def _summary(
+    counts: dict[str, float], n_features: int, method: str, max_padj: float, place: dict[str, str | None]
+) -> pd.DataFrame:
+    """Make the row that says what share of features has a gene set, and what share by chance."""
+    shares = {name: count / n_features for name, count in counts.items()}
+    row = {"collection": place["collection"], "method": method, "max_padj": max_padj, **shares}
+    return _of_modality(pd.DataFrame([row]).astype({"collection": "category", "method": "category"}), place)
+
+
+def _of_modality(table: pd.DataFrame, place: dict[str, str | None]) -> pd.DataFrame:
+    """Add the modality of a MuData as a column."""
+    modality = place["modality"]
+    return table if modality is None else table.assign(modality=pd.Categorical([modality] * len(table)))
