@@ -15,6 +15,7 @@ from .moments import Block, Genes
 from .null import empirical_fdr
 from .rows import Matrix
 from .set_methods import (
+    DIRECTIONS,
     SetTests,
     StandingOut,
     by_aucell,
@@ -27,7 +28,6 @@ from .set_methods import (
 from .statistics import benjamini_hochberg
 from .workers import available_threads, in_order
 
-DIRECTIONS = ("up", "down", "both")
 BLOCK_VALUES = 2_000_000
 """Features × gene sets that a thread works on at a time; about ten float64 arrays of this size are alive at once (0.16 GB)."""
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from ..core.set_search import Found
 
 METHODS = ("ora", "mannwhitney", "ulm", "gsea", "aucell", "scfeaturelens")
-DIRECTIONS = ("up", "down", "both")
 SEPARATOR = ";"
 PUBLISHED_PERCENTILE, PUBLISHED_CELLS = 99, 3
 MIN_CELLS = 10
@@ -281,6 +280,8 @@ def _check(
     n_null: int,
     min_expected: float,
 ) -> None:
+    from ..core.set_methods import DIRECTIONS
+
     if method not in METHODS:
         raise ValueError(f"method={method!r} is not one of {', '.join(map(repr, METHODS))}.")
     if collection is not None and (not isinstance(collection, str) or not collection):
@@ -383,7 +384,7 @@ def _table(
     columns: dict[str, np.ndarray], features: pd.Index, sets: pd.Index, place: dict[str, str | None]
 ) -> pd.DataFrame:
     """Make the table of gene sets."""
-    from ..core.set_search import DIRECTIONS
+    from ..core.set_methods import DIRECTIONS
 
     columns["collection"] = np.zeros(len(columns.get("feature", ())), dtype=np.int64)
     collection = pd.Index([place["collection"]])
