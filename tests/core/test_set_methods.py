@@ -24,7 +24,7 @@ def block():
 def sets():
     """Tested genes, untested ones, and some of both."""
     members = np.zeros((3, G))
-    members[0, :12] = members[1, 45:55] = members[2, 30:50] = 1
+    members[0, :12] = members[1, 40:50] = members[2, 30:50] = 1
     return sparse.csr_matrix(members)
 
 
