@@ -339,7 +339,7 @@ CASES = {
             model=Decoder(lambda x: ad.AnnData(x, var=pd.DataFrame(index=[f"{len(x)}-{i}" for i in range(20)])))
         ),
         ValueError,
-        r"the prediction of Decoder has 20 genes \('60-0', .*\) for cells 0 to 59, and 20 \('1-0', .*\) for the first one",
+        r"the prediction of Decoder has 20 genes \('60-0', .*\) for 60 cells, and 20 \('1-0', .*\) for the first one",
     ),
     "rank_genes: model of repeated genes": Case(
         rank_genes(model=Decoder()),

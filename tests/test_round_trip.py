@@ -25,11 +25,40 @@ VERBS = {
     ),
     "score_labels": lambda data, **where: sae.tl.score_labels(data, "group", order=["a", "b", "c"], **where),
     "score_labels again": lambda data, **where: sae.tl.score_labels(data, "half", **where),
+    "steer": lambda data, var_mod=None, **where: sae.tl.steer(
+        data,
+        [0, 1],
+        model=sae.models.Functions(decode=decode, genes=["g0", "g1", "g2"], scale="linear"),
+        value=1.0,
+        doses=[0, 1],
+        groupby="group",
+        n_controls=2,
+        net=SETS,
+        **where,
+    ),
     "name_features": lambda data, **where: sae.tl.name_features(data, max_padj=0.5, min_auroc=0.5, min_f1=0, **where),
 }
 SETS = {"early": [f"g{i}" for i in range(8)], "late": [f"g{i}" for i in range(12, 20)]}
+
+
+def decode(z, data):
+    """A model of three genes."""
+    return z[:, :3] * 0.5 + z[:, 3:4]
+
+
 NEED_GENES = ("rank_genes", "enrich", "enrich by ulm")
-GETTERS = ("activations", "features", "model", "decoder", "history", "genes", "enrichment", "labels", "label_summary")
+GETTERS = (
+    "activations",
+    "features",
+    "model",
+    "decoder",
+    "history",
+    "genes",
+    "enrichment",
+    "labels",
+    "label_summary",
+    "steering",
+)
 
 
 def write_h5ad(adata: ad.AnnData, path: Path) -> ad.AnnData:

@@ -13,17 +13,20 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from .core.rows import Columns, Matrix, as_csr, dense_rows, on_disk, read_rows, select_rows
+from .core.rows import Columns, Matrix, as_csr, on_disk, read_rows, select_rows
 
 if TYPE_CHECKING:
     from mudata import MuData
 
+    from ._prediction import Prediction
     from .core.moments import Genes
 
 Data: TypeAlias = "ad.AnnData | MuData"
 Scale: TypeAlias = Literal["log1p", "counts", "linear", "scaled"]
 
 FINGERPRINT_ROWS = 1_000
+STATED: dict[str, Scale] = {"log1p": "log1p", "linear": "linear", "log": "scaled"}
+"""What a model says of its predictions; there is no ratio of means of logarithms."""
 MAX_LOG1P = 50
 """No log1p of a count reaches this: it would be 5e21 counts."""
 
@@ -65,34 +68,6 @@ class Expression:
     summary: Genes
     scale: Scale
     log_base: float | None
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a model says of the expression of some cells (n, g), decoded from their latent whenever rows are read."""
-
-    model: Any
-    latent: Matrix
-    cells: ad.AnnData
-    genes: pd.Index
-    where: str
-
-    dtype = np.dtype(np.float64)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Cells and predicted genes."""
-        return self.cells.n_obs, len(self.genes)
-
-    def __getitem__(self, rows: slice) -> np.ndarray | sparse.csr_matrix:
-        """Decode some of the cells."""
-        values, genes, _ = _decoded(self.model, dense_rows(self.latent, rows), self.cells[rows], self.where)
-        if not genes.equals(self.genes):
-            raise ValueError(
-                f"{self.where} has {len(genes)} genes ({listing(genes, 3)}) for cells {rows.start} to {rows.stop - 1}, and "
-                f"{len(self.genes)} ({listing(self.genes, 3)}) for the first one. decode(z, data) must always return the same."
-            )
-        return values
 
 
 def is_mudata(data: object) -> bool:
@@ -288,6 +263,7 @@ def expression(
     """
     from .core.moments import scan
 
+    stated = None
     source, where = _source(data, held, var_mod)
     cells, selected = _matched(held, source, where)
     if model is None:
@@ -297,9 +273,10 @@ def expression(
         if layer is not None or use_raw:
             asked = "use_raw=True" if layer is None else f"layer={layer!r}"
             raise ValueError(f"Both model= and {asked} were given. Pass one of them.")
-        latent = latent if isinstance(selected, slice) else select_rows(latent, selected)
-        matrix, uns = _prediction(model, latent, source if isinstance(selected, slice) else source[cells])
-        stored, genes, place = matrix, matrix.genes, matrix.where
+        stored = matrix = _predicted(data, held, source, model, latent, cells, selected, var_mod)
+        genes, place = matrix.part.genes, matrix.decoder.where
+        uns = source.uns if matrix.part.uns is None else matrix.part.uns
+        stated = matrix.part.scale
     if not genes.is_unique:
         repeated = genes[genes.duplicated()].unique()
         raise ValueError(
@@ -313,8 +290,8 @@ def expression(
         genes, summary = genes[~missing], summary.of(~missing)
     if summary.n_bad.any():
         refuse_non_finite(stored, place)
-    scale = recognised_scale(summary)
-    if scale != "log1p":
+    scale = recognised_scale(summary) if stated is None else STATED[stated]
+    if stated is None and scale != "log1p":
         _warn_of_scale(scale, summary, genes, place)
     log_base = {"log1p": log1p_base(uns), "scaled": np.nan}.get(scale)
     return Expression(matrix, genes, place, summary, scale, log_base), selected
@@ -351,6 +328,26 @@ def _matched(held: Holder, source: ad.AnnData, where: str) -> tuple[np.ndarray, 
     return position[selected], selected
 
 
+def _predicted(
+    data: Data,
+    held: Holder,
+    source: ad.AnnData,
+    model: object,
+    latent: Matrix,
+    cells: np.ndarray,
+    selected: np.ndarray | slice,
+    var_mod: str | None,
+) -> Prediction:
+    """Read what a model predicts for the cells of an SAE; it is given the object that the SAE is of, with all modalities."""
+    from ._prediction import predicted
+
+    if not isinstance(selected, slice):
+        latent = select_rows(latent, selected)
+    joint = is_mudata(held.data)
+    of = held.data[selected] if joint else source if isinstance(selected, slice) else source[cells]
+    return predicted(model, latent, of, var_mod)
+
+
 def _expression_matrix(
     source: ad.AnnData, where: str, layer: str | None, use_raw: bool | None
 ) -> tuple[Matrix, pd.Index, str]:
@@ -370,34 +367,6 @@ def _expression_matrix(
             "rows: load it, convert it with .tocsr(), and write it again."
         )
     return readable(matrix, place), genes, place
-
-
-def _prediction(model: object, latent: Matrix, cells: ad.AnnData) -> tuple[Prediction, Mapping[str, Any]]:
-    """Decode one cell to see which genes a model predicts, and what it says of the logarithm."""
-    if not callable(getattr(model, "decode", None)):
-        raise TypeError(
-            f"model= is a {type(model).__name__}, which has no method decode(z, data). Pass an object that returns "
-            "expression for the latent z of the cells in data: an AnnData, or an array (cells × genes)."
-        )
-    where = f"the prediction of {type(model).__name__}"
-    _, genes, uns = _decoded(model, dense_rows(latent, slice(0, 1)), cells[:1], where)
-    return Prediction(model, latent, cells, genes, where), cells.uns if uns is None else uns
-
-
-def _decoded(
-    model: Any, z: np.ndarray, cells: ad.AnnData, where: str
-) -> tuple[np.ndarray | sparse.csr_matrix, pd.Index, Mapping[str, Any] | None]:
-    """Decode some cells: values, genes, and the `uns` of what is returned as an AnnData."""
-    predicted, genes, uns = model.decode(z, cells), cells.var_names, None
-    if isinstance(predicted, ad.AnnData):
-        predicted, genes, uns = predicted.X, predicted.var_names, predicted.uns
-    values = in_memory(predicted, where)
-    if values.shape != (cells.n_obs, len(genes)):
-        raise ValueError(
-            f"{where} has the shape {values.shape} for {cells.n_obs} cells and {len(genes)} genes. decode(z, data) must return "
-            "a row for each cell in data and a column for each of its genes, or an AnnData with genes of its own."
-        )
-    return values, genes, uns
 
 
 def recognised_scale(summary: Genes) -> Scale:

@@ -1,4 +1,4 @@
-"""From columns of `obs` to what statistics take account of: covariates, batches and donors."""
+"""From columns of `obs` to what statistics take account of: labels, covariates, batches and donors."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pandas as pd
 from ._data import Holder, listing
 
 MAX_CATEGORIES = 1_000
+MAX_LABELS = 1_000
 
 
 def codes(held: Holder, column: str, rows: np.ndarray | slice, argument: str, *, least: int = 1) -> np.ndarray:
@@ -38,6 +39,35 @@ def codes(held: Holder, column: str, rows: np.ndarray | slice, argument: str, *,
             f"{least}. Leave it out, or pass another column."
         )
     return found
+
+
+def label_column(obs: pd.DataFrame, groupby: str, where: str) -> pd.Categorical:
+    """Read a column of labels, with unused categories dropped."""
+    if not isinstance(groupby, str) or groupby not in obs.columns:
+        raise KeyError(f"{where}.obs has no column {groupby!r}; it has {listing(obs.columns)}.")
+    if "/" in groupby:
+        raise ValueError(f"{groupby!r} cannot name stored columns: h5ad does not take '/' in keys. Rename the column.")
+    column = obs[groupby]
+    if pd.api.types.is_float_dtype(column):
+        raise ValueError(
+            f"{where}.obs[{groupby!r}] is continuous ({column.dtype}). Pass a column of labels, or make one with pd.cut."
+        )
+    labels = pd.Categorical(column).remove_unused_categories()
+    if len(labels.categories) > MAX_LABELS:
+        raise ValueError(
+            f"{where}.obs[{groupby!r}] has {len(labels.categories)} different values; labels can be up to {MAX_LABELS}. "
+            "Pass a column of cell types, conditions or the like."
+        )
+    if not labels.categories.astype(str).is_unique:
+        raise ValueError(
+            f"{where}.obs[{groupby!r}] has labels that read the same as text ({listing(labels.categories)}). Rename them."
+        )
+    if len(labels.categories) < 2:
+        found = f"only one label ({listing(labels.categories)})" if len(labels.categories) else "no labels"
+        raise ValueError(
+            f"{where}.obs[{groupby!r}] has {found}; a feature can only be told from another label: two are needed."
+        )
+    return labels
 
 
 def design(held: Holder, columns: Sequence[str], rows: np.ndarray | slice) -> np.ndarray:

@@ -32,9 +32,22 @@ LABEL_SUMMARY = (
     "groupby", "label", "source", "n_cells", "selected", "agreement", "selection_auroc", "held_out_auroc", "held_out_sd",
     "held_out_f1", "difference", "ci_low", "ci_high",
 )  # fmt: skip
+STEERING = {
+    "genes": ("feature", "dose", "label", "gene", "modality", "change", "log2fc", "score", "pval", "padj"),
+    "doses": (
+        "feature", "dose", "value", "n_cells", "n_moved", "step", "effect", "distance_before", "distance",
+        "off_manifold_before", "off_manifold",
+    ),
+    "labels": ("feature", "dose", "label", "towards", "before", "after", "difference", "closed"),
+    "controls": (
+        "feature", "dose", "measure", "name", "value", "n_features", "of_features", "above_features", "n_directions",
+        "of_directions", "above_directions",
+    ),
+}  # fmt: skip
+"""The tables of `tl.steer`; `modality` is dropped where a model knows only one."""
 MADE_BY = {
     "genes": "rank_genes", "enrichment": "enrich", "labels": "score_labels", "label_summary": "score_labels",
-    "features": "encode",
+    "features": "encode", "steering": "steer",
 }  # fmt: skip
 
 COLUMNS = {"genes": GENES, "enrichment": ENRICHMENT, "labels": LABELS, "label_summary": LABEL_SUMMARY}
@@ -61,6 +74,18 @@ def check_key(key: str, held: Holder) -> None:
             f"{held.where}.{slots[0]}[{key!r}] exists and is not an SAE's: it would be overwritten. "
             "Choose another key_added=, or remove it first."
         )
+
+
+def check_free(held: Holder, key: str) -> None:
+    """Refuse to write a representation over an SAE's activations, over what an SAE was trained on, or over a modality's slot."""
+    if is_mudata(held.data) and key in held.data.mod:
+        raise ValueError(f"key_added={key!r} is the name of a modality, whose obsm slot MuData owns. Choose another.")
+    for name in stored_keys(held.data.uns):
+        if key in (name, held.data.uns[name]["params"]["use_rep"]):
+            what = "the activations" if key == name else "the representation"
+            raise ValueError(
+                f"{held.where}.obsm[{key!r}] holds {what} of the SAE {name!r}, and would be overwritten. Choose another key_added=."
+            )
 
 
 def feature_names(key: str, n_features: int) -> pd.Index:
@@ -141,14 +166,19 @@ def warn_if_changed(
         )
 
 
-def table(held: Holder, key: str, name: str) -> pd.DataFrame:
-    """Return a copy of a stored table, or say which verb makes it."""
+def result(held: Holder, key: str, name: str) -> Any:
+    """Return what a verb has stored, or say which verb it is."""
     stored = read(held, key)
     if name not in stored:
         raise KeyError(
             f"{held.where}.uns[{key!r}] has no {name!r}. Run sae.tl.{MADE_BY[name]}(..., key={key!r}) first."
         )
-    found = stored[name].copy()
+    return stored[name]
+
+
+def table(held: Holder, key: str, name: str) -> pd.DataFrame:
+    """Return a copy of a stored table, or say which verb makes it."""
+    found = result(held, key, name).copy()
     # Tables of earlier versions lack some.
     missing = [column for column in COLUMNS.get(name, ()) if column not in found]
     return found.assign(**dict.fromkeys(missing, np.nan)) if missing else found

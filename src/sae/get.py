@@ -25,6 +25,7 @@ __all__ = [
     "label_summary",
     "labels",
     "model",
+    "steering",
 ]
 
 
@@ -394,6 +395,67 @@ def label_summary(
     table = _schema.table(holder(data, mod), key, "label_summary")
     table = _of(_of(_of(table, "groupby", groupby), "label", label), "source", source)
     return _plain(table.sort_values("held_out_auroc", ascending=False, kind="stable"))
+
+
+def steering(
+    data: Data,
+    feature: Features = None,
+    *,
+    table: str = "genes",
+    dose: float | None = None,
+    label: str | None = None,
+    modality: str | None = None,
+    max_padj: float | None = None,
+    n: int | None = None,
+    key: str = "sae",
+    mod: str | None = None,
+) -> pd.DataFrame:
+    """Return what turning features up or down does.
+
+    Parameters
+    ----------
+    data, key, mod
+        As in :func:`sae.get.activations`, after `tl.steer`.
+    feature
+        A feature or several, by name or number; by default all that were steered.
+    table
+        `"genes"`, the most raised first; or `"doses"`, `"labels"`, `"controls"`, as :func:`sae.tl.steer` describes them.
+    dose
+        Only this dose.
+    label
+        Only cells with this label, of `"genes"` and `"labels"`.
+    modality
+        Only variables of this modality, of a model that predicts several.
+    max_padj
+        Only genes with an adjusted p-value up to this.
+    n
+        At most so many rows per feature.
+
+    Examples
+    --------
+    >>> import sae
+    >>> import scanpy as sc
+    >>> adata = sae.datasets.pbmc68k()
+    >>> sc.pp.pca(adata)
+    >>> sae.tl.fit(adata, n_features=32, steps=200)
+    >>> sae.tl.encode(adata)
+    >>> sae.tl.steer(adata, [0, 1], model=sae.models.PCA(adata), doses=[0, 1], n_controls=2)
+    >>> len(sae.get.steering(adata, "sae_0", dose=1, n=5))
+    5
+    """
+    known = _schema.result(holder(data, mod), key, "steering")
+    if table not in _schema.STEERING:
+        raise ValueError(f"table={table!r} is not one of {listing(_schema.STEERING)}.")
+    found = _rows_of(known[table], feature, data, key, mod)
+    if dose is not None:
+        if not (found["dose"] == dose).any():
+            doses = sorted({float(value) for value in found["dose"]})
+            raise KeyError(f"There are no results for the dose {dose}; there are for {', '.join(map(str, doses))}.")
+        found = found[found["dose"] == dose]
+    found = _of(_of(found, "label", label), "modality", modality)
+    if table == "genes":
+        found = _sorted(found, ["change"], [False], max_padj)
+    return _head(found, n)
 
 
 def _check_direction(direction: str | None, *more: str) -> None:

@@ -148,7 +148,10 @@ def _welch_error(var1: np.ndarray, n1: np.ndarray, var0: np.ndarray, n0: np.ndar
 
 
 def log2_fold_change(mean1: np.ndarray, mean0: np.ndarray, *, log_base: float | None, pseudocount: float) -> np.ndarray:
-    """log2 of the ratio of means plus a pseudocount, after undoing log1p of the given base (as Scanpy does)."""
+    """log2 of the ratio of means plus a pseudocount, after undoing log1p of the given base (as Scanpy does).
+
+    Means below 0, which a linear model may predict, count as 0.
+    """
     if log_base is not None:
-        mean1, mean0 = (np.expm1(mean * np.log(log_base)) for mean in (mean1, mean0))
+        mean1, mean0 = (np.maximum(np.expm1(mean * np.log(log_base)), 0) for mean in (mean1, mean0))
     return np.log2((mean1 + pseudocount) / (mean0 + pseudocount))

@@ -9,6 +9,7 @@ import pandas as pd
 
 from .. import _schema
 from .._data import Data, Holder, expression, holder, listing
+from .._design import label_column
 from .._progress import progress_bar
 from ..core.rows import dense_rows, select_rows
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from ..core.labels import CrossFit, LabelScores
 
 Z = 1.96
-MAX_LABELS = 1_000
 SCOPES = ("local", "regional", "global", "dead")
 TRENDS = ("falling", "none", "rising")
 
@@ -149,7 +149,7 @@ def score_labels(
         raise ValueError(f"n_splits={n_splits} is below 1. Pass the number of divisions into halves.")
     held = holder(data, mod)
     activations = _schema.activations(held, key)
-    labels = _labels(held.data.obs, groupby, held.where)
+    labels = label_column(held.data.obs, groupby, held.where)
     known = labels.codes >= 0
     codes, names = labels.codes[known].astype(np.int64), labels.categories.astype(str)
     places = None if order is None else _places(order, names, f"{held.where}.obs[{groupby!r}]")
@@ -376,32 +376,3 @@ def _chosen(source: Source, fit: CrossFit, codes: np.ndarray) -> list[dict[str, 
         }
         rows.append(row | {"difference": apart, "ci_low": low, "ci_high": high})
     return rows
-
-
-def _labels(obs: pd.DataFrame, groupby: str, where: str) -> pd.Categorical:
-    """Read a column of labels, with unused categories dropped."""
-    if not isinstance(groupby, str) or groupby not in obs.columns:
-        raise KeyError(f"{where}.obs has no column {groupby!r}; it has {listing(obs.columns)}.")
-    if "/" in groupby:
-        raise ValueError(f"{groupby!r} cannot name stored columns: h5ad does not take '/' in keys. Rename the column.")
-    column = obs[groupby]
-    if pd.api.types.is_float_dtype(column):
-        raise ValueError(
-            f"{where}.obs[{groupby!r}] is continuous ({column.dtype}). Pass a column of labels, or make one with pd.cut."
-        )
-    labels = pd.Categorical(column).remove_unused_categories()
-    if len(labels.categories) > MAX_LABELS:
-        raise ValueError(
-            f"{where}.obs[{groupby!r}] has {len(labels.categories)} different values; labels can be up to {MAX_LABELS}. "
-            "Pass a column of cell types, conditions or the like."
-        )
-    if not labels.categories.astype(str).is_unique:
-        raise ValueError(
-            f"{where}.obs[{groupby!r}] has labels that read the same as text ({listing(labels.categories)}). Rename them."
-        )
-    if len(labels.categories) < 2:
-        found = f"only one label ({listing(labels.categories)})" if len(labels.categories) else "no labels"
-        raise ValueError(
-            f"{where}.obs[{groupby!r}] has {found}; a feature can only be told from another label: two are needed."
-        )
-    return labels

@@ -1,0 +1,713 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from .. import _schema
+from .._data import Data, Holder, holder, is_mudata, listing, log1p_base, modality, recognised_scale
+from .._design import label_column
+from .._genesets import Net, match
+from .._prediction import Decoder, Part
+from .._progress import progress_bar
+from ..core.controls import Measures, Sample, alike_in_activity, effect_size, exceeds, few_of_each, random_directions
+from ..core.neighbours import Placed, Reference
+from ..core.rows import Matrix, read_rows, row_blocks
+from ..core.steering import INTERVENTIONS, Decode, Intervention, Steps, chunk_rows
+
+if TYPE_CHECKING:
+    from ..core.changes import Changes, Paired
+
+MAX_REFERENCE, MAX_PER_LABEL, MAX_CONTROL_CELLS = 5_000, 200, 100
+PSEUDOCOUNT = 0.1
+
+
+def steer(
+    data: Data,
+    feature: _schema.Features,
+    *,
+    model: object,
+    intervention: Intervention = "set",
+    value: float | None = None,
+    quantile: float | None = None,
+    reference: str | None = None,
+    doses: Sequence[float] = (0.0, 0.5, 1.0, 2.0),
+    cells: Sequence[bool] | Sequence[str] | None = None,
+    groupby: str | None = None,
+    reconstruct: bool = False,
+    net: Net | None = None,
+    n_controls: int = 20,
+    control_keys: Sequence[str] = (),
+    n_neighbors: int = 15,
+    n_genes: int | None = 100,
+    pseudocount: float = PSEUDOCOUNT,
+    key: str = "sae",
+    mod: str | None = None,
+    var_mod: str | None = None,
+    key_added: str | None = None,
+    layer_added: str | None = None,
+    rng: int | np.random.Generator | None = 0,
+    progress: bool = True,
+) -> None:
+    r"""Turn features up or down and see what a pretrained model then makes of the cells.
+
+    The activation a of a feature becomes a' in every cell, the latent moves along the feature's decoder direction,
+
+    .. math::
+        z' = z + (a' - a) \, W_{dec},
+
+    and the model decodes z and z'. What the SAE does not reconstruct of a cell stays in z', so that without a change of the activation
+    nothing changes. arXiv:2410.11468 replaces z by its reconstruction, z' = a' W_dec + b_dec: `reconstruct=True`.
+
+    Parameters
+    ----------
+    data
+        AnnData, or MuData with `mod`, with activations.
+    feature
+        A feature or several, by name or number, each steered by itself; None for all.
+    model
+        A pretrained model such as :class:`sae.models.SCVI`: an object with a method `decode(z, data)`, see :func:`sae.tl.rank_genes`;
+        or with `intervene(step, data)`, which predicts expression when the vectors z' − z (cells × dimensions) are added inside it.
+    intervention
+        `"set"`: a' = dose · value. `"add"`: a' = a + dose · value. `"scale"`: a' = dose · a. `"ablate"`: a' = 0, without doses.
+        Never below 0.
+    value
+        Activation that a dose of 1 stands for, of all features; by default the mean of the feature over its active cells.
+    quantile
+        Instead: this quantile (0 to 1) of the feature over its active cells.
+    reference
+        Instead: the mean of the feature over the cells with this label of `groupby`, active or not.
+    doses
+        Strengths.
+    cells
+        Cells to steer: a mask, or names; by default all.
+    groupby
+        Column of `obs` with labels, such as cell types. Changes are then told for the cells of each label, and it is seen whether
+        they move towards others. Cells without a label are left out.
+    reconstruct
+        See above.
+    net
+        Gene sets, of which is told whether their genes rise more than others. Of a model of several modalities, with the genes of
+        `var_mod`, or of its first.
+    n_controls
+        Random features, and random directions, that a feature is compared with; 0 for none.
+    control_keys
+        Further SAEs of the same representation (other seeds) whose features are among those that are drawn from.
+    n_neighbors
+        Of a cell in the latent.
+    n_genes
+        Genes to store per feature, dose, label and direction, those that change most first; None for all. Adjusted p-values are over all.
+    pseudocount
+        Of the fold change, in the unit of the un-logged values.
+    key
+        Name of the SAE.
+    mod
+        The modality that holds the SAE.
+    var_mod
+        The modality of `net`.
+    key_added
+        Also write the new latent of all cells to `obsm` under this name, for one feature and dose.
+    layer_added
+        Also write the prediction to `layers` under this name, for one feature and dose; NaN for genes that the model does not predict.
+    rng
+        Seed of the cells and controls that are drawn.
+    progress
+        Show a progress bar when it takes more than a second.
+
+    Returns
+    -------
+    Nothing. Writes `uns[key]["steering"]`, in place of an earlier one:
+
+    * `genes`: `feature`, `dose`, `label`, `gene`, `change` (mean over cells of the difference, in the unit of the prediction: of ln(1 + x)
+      for most models), `log2fc`, `score` (paired t), `pval`, `padj` (over the genes of a feature, dose and label), and `modality` if
+      the model knows several.
+    * `doses`: `feature`, `dose`, `value` (the activation set, the one added, or the factor), `n_cells`, `n_moved`, `step` (mean of
+      ‖z' − z‖), `effect` (root mean square over genes of the mean change), `distance` and `distance_before` (mean distance to the nearest
+      neighbours in the original latent), `off_manifold` and `off_manifold_before` (share of cells farther from them than 99 % of
+      real cells).
+    * `labels`: `feature`, `dose`, `label`, `towards`, `before`, `after` (share of the neighbours with the label `towards`), `difference`, `closed`
+      (share of the way from the centre of the steered cells to that of the label `towards` that is covered along the line between them).
+    * `controls`: `feature`, `dose`, `measure` (`"effect"`, `"distance"`, `"label"`: difference of the share of neighbours,
+      `"gene_set"`: AUROC of its genes by their change), `name` (of the label or set), `value`, and for random features and random directions
+      the mean `of_features`, `of_directions`, and the share that the feature exceeds, `above_features`, `above_directions`.
+    * `params`: what was done.
+
+    Neighbours are looked for among up to 5,000 cells, drawn at random, for up to 200 cells of each label; controls move up to
+    100 cells, each as far as the feature moves it. Random features are those that are active in the most similar number of cells,
+    but for those whose direction has a cosine above 0.9 with the feature.
+
+    Raises
+    ------
+    KeyError
+        There are no activations, or no such feature or column.
+    TypeError
+        The model cannot decode.
+    ValueError
+        A setting out of range, or several that exclude each other; no cells; a latent that the model does not decode; gene sets that it does
+        not predict.
+
+    Notes
+    -----
+    P-values tell how consistent a change is over cells. Models are deterministic, cells are not independent, and almost any
+    step is significant in a few hundred cells: what counts is the size of the change, and what random features and directions do.
+
+    Examples
+    --------
+    >>> import sae
+    >>> import scanpy as sc
+    >>> adata = sae.datasets.pbmc68k()
+    >>> sc.pp.pca(adata)
+    >>> sae.tl.fit(adata, n_features=32, steps=200)
+    >>> sae.tl.encode(adata)
+    >>> model = sae.models.PCA(adata)
+    >>> sae.tl.steer(adata, "sae_0", model=model, doses=[1], groupby="bulk_labels")
+    >>> list(adata.uns["sae"]["steering"])
+    ['genes', 'doses', 'labels', 'controls', 'params']
+    """
+    from scanpy import logging as logg
+
+    from ..core.changes import paired_test, summed_changes
+
+    strengths = (1.0,) if intervention == "ablate" else tuple(float(dose) for dose in np.atleast_1d(doses))
+    how = _How(intervention, value, quantile, reference, strengths, groupby)
+    how.check(n_controls, n_neighbors, n_genes)
+    rng = np.random.default_rng(rng)
+    held = holder(data, mod)
+    a = _schema.activations(held, key)
+    latent = _schema.latent(held, key).matrix
+    chosen = _schema.resolve(feature, _schema.feature_names(key, a.shape[1]))
+    cohort = _cohort(held, cells, groupby)
+    steps = _steps(held, key, a, latent, chosen, cohort, how, reconstruct)
+    first = cohort.rows[:1]
+    decoder = Decoder.of(model, read_rows(latent, first).astype(np.float32, copy=False), held.data[first])
+    added = _added(data, held, key, key_added, layer_added, len(steps), decoder.parts, var_mod)
+
+    def decode(rows: np.ndarray, z: np.ndarray, step: np.ndarray | None) -> list[np.ndarray]:
+        return decoder.decode(z, held.data[rows], step)
+
+    n_each = [len(part.genes) for part in decoder.parts]
+    start = logg.info(
+        f"steering {len(chosen)} features of {held.where} at {len(how.doses)} doses in {len(cohort.rows)} cells"
+    )
+    place = _placing(latent, cohort, n_neighbors, rng)
+    sets = _sets(net, decoder.parts, var_mod)
+    measures = _measures(place, decode, sets, rng)
+    centres = _centres(latent, cohort)
+    pool = _pool(held, key, control_keys, n_controls, place.deviation, rng)
+    tables = _Tables(_schema.feature_names(key, a.shape[1]), how, cohort, place, decoder.parts, sets)
+    units = [_units(part, values, held) for part, values in zip(decoder.parts, measures.base, strict=True)]
+    with progress_bar(
+        len(steps) * (-(-len(cohort.rows) // chunk_rows(n_each)) + 1), "steer", "step", shown=progress
+    ) as bar:
+        changed = summed_changes(latent, cohort.rows, cohort.codes, steps, decode, n_each, on_chunk=bar.update)
+        for number, (step, changes) in enumerate(zip(steps, changed, strict=True)):
+            of = int(chosen[number // len(how.doses)])
+            tests = [
+                paired_test(change, pseudocount=pseudocount, **unit)
+                for change, unit in zip(changes, units, strict=True)
+            ]
+            tables.add_genes(of, step, tests, n_genes)
+            [placed] = place.sample.place([step], place.reference)
+            tables.add_dose(of, step, changes, placed)
+            if groupby is not None:
+                tables.add_labels(of, step, centres, placed)
+            if n_controls:
+                tables.add_controls(of, step, measures, pool.like(step, int(a[:, [of]].nnz)), pool.random)
+            bar.update()
+    params = {"model": type(model).__name__, **how.described(), "reconstruct": reconstruct, "n_cells": len(cohort.rows)}
+    found = tables.finished()
+    steering = {**found, "params": params}
+    moved = None
+    if key_added is not None or layer_added is not None:
+        moved = added.computed(steps[0], cohort.rows, latent, decoder)
+
+    _schema.write(held, key, {**_schema.read(held, key), "steering": steering})
+    if moved is not None:
+        added.write(*moved)
+    logg.info(
+        "    finished",
+        time=start,
+        deep=f"added\n    {held.where}.uns[{key!r}]['steering'], {len(found['genes'])} rows of genes" + added.told(),
+    )
+
+
+@dataclass(frozen=True)
+class _How:
+    """What is done to the activation."""
+
+    intervention: Intervention
+    value: float | None
+    quantile: float | None
+    reference: str | None
+    doses: tuple[float, ...]
+    groupby: str | None
+
+    def check(self, n_controls: int, n_neighbors: int, n_genes: int | None) -> None:
+        """Refuse settings out of range, and those that exclude each other."""
+        if self.intervention not in INTERVENTIONS:
+            raise ValueError(f"intervention={self.intervention!r} is not one of {', '.join(map(repr, INTERVENTIONS))}.")
+        given = {"value": self.value, "quantile": self.quantile, "reference": self.reference}
+        given = {name: found for name, found in given.items() if found is not None}
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(f'{n}={v!r}' for n, v in given.items())} were given. Pass one of them.")
+        if given and self.intervention in ("scale", "ablate"):
+            name = next(iter(given))
+            raise ValueError(
+                f"intervention={self.intervention!r} has no value, but {name}={given[name]!r} was given. Leave it out, or pass "
+                "intervention='set' or 'add'."
+            )
+        if self.value is not None and not np.isfinite(self.value):
+            raise ValueError(f"value={self.value} is not a finite activation.")
+        if self.quantile is not None and not 0 <= self.quantile <= 1:
+            raise ValueError(f"quantile={self.quantile} is not between 0 and 1.")
+        if self.reference is not None and self.groupby is None:
+            raise ValueError(f"reference={self.reference!r} is a label. Say of which column of obs with groupby=.")
+        if not self.doses or not np.isfinite(self.doses).all():
+            raise ValueError(f"doses={list(self.doses)} has to be one finite number or more.")
+        if len(set(self.doses)) < len(self.doses):
+            raise ValueError(f"doses={list(self.doses)} has a dose twice.")
+        if n_controls < 0 or n_neighbors < 1 or (n_genes is not None and n_genes < 1):
+            raise ValueError(
+                f"n_controls={n_controls} must be 0 or more, n_neighbors={n_neighbors} and n_genes={n_genes} 1 or more."
+            )
+
+    def value_of(self, active: np.ndarray, of_reference: float) -> float:
+        """Return the activation that a dose of 1 stands for, of one feature.
+
+        Parameters
+        ----------
+        active
+            Its activations above 0.
+        of_reference
+            Its mean over the cells of the reference.
+        """
+        if self.value is not None:
+            return self.value
+        if self.reference is not None:
+            return of_reference
+        return float(active.mean(dtype=np.float64) if self.quantile is None else np.quantile(active, self.quantile))
+
+    def told(self, step: Steps) -> float:
+        """Return the activation that is set or added, or the factor."""
+        if self.intervention in ("set", "add"):
+            return step.dose * step.value
+        return step.dose if self.intervention == "scale" else 0.0
+
+    def described(self) -> dict[str, Any]:
+        """Return what can be stored."""
+        named = {name: getattr(self, name) for name in ("intervention", "value", "quantile", "reference", "groupby")}
+        return {**named, "doses": np.array(self.doses)}
+
+
+@dataclass(frozen=True)
+class _Cohort:
+    """The cells that are steered, and the labels of all cells.
+
+    Attributes
+    ----------
+    rows
+        (n,) their positions, in rising order.
+    codes, labels
+        (n,) the label of each, among those that some of them have.
+    all_codes, all_labels
+        The label of every cell of the data, −1 for those without one.
+    """
+
+    rows: np.ndarray
+    codes: np.ndarray
+    labels: pd.Index
+    all_codes: np.ndarray
+    all_labels: pd.Index
+
+
+def _cohort(held: Holder, cells: Any, groupby: str | None) -> _Cohort:
+    """Find the cells to steer, and their labels."""
+    n, where = held.data.n_obs, held.where
+    wanted = np.ones(n, dtype=bool)
+    if cells is not None:
+        given = np.asarray(cells)
+        if given.dtype == bool:
+            if given.shape != (n,):
+                raise ValueError(f"cells= is a mask of shape {given.shape}; {where} has {n} cells.")
+            wanted = given
+        else:
+            position = held.data.obs_names.get_indexer(pd.Index(np.atleast_1d(given)))
+            if np.any(position < 0):
+                missing = np.atleast_1d(given)[position < 0]
+                raise KeyError(f"{where} has no cells {listing(missing, 5)}. Pass names of obs_names, or a mask.")
+            wanted = np.isin(np.arange(n), position)
+    if groupby is None:
+        codes, names = np.zeros(n, dtype=np.int64), pd.Index(["all"], dtype=object)
+    else:
+        found = label_column(held.data.obs, groupby, held.where)
+        codes, names = found.codes.astype(np.int64), found.categories.astype(str)
+    rows = np.flatnonzero(wanted & (codes >= 0))
+    if len(rows) == 0:
+        raise ValueError(
+            f"There is no cell of {where} to steer: cells= selects {int(wanted.sum())}, and none of them has a label."
+        )
+    present, own = np.unique(codes[rows], return_inverse=True)
+    return _Cohort(rows, own.astype(np.int64), names[present], codes, names)
+
+
+def _steps(
+    held: Holder,
+    key: str,
+    a: sparse.csr_matrix,
+    latent: Matrix,
+    chosen: np.ndarray,
+    cohort: _Cohort,
+    how: _How,
+    reconstruct: bool,
+) -> list[Steps]:
+    """Work out how far each feature moves each cell at each dose."""
+    sae, rows = _schema.model(_schema.read(held, key)), cohort.rows
+    columns = sparse.csc_matrix(a[:, chosen])
+    names = _schema.feature_names(key, a.shape[1])
+    valued = how.intervention in ("set", "add")
+    silent = chosen[columns.getnnz(axis=0) == 0]
+    if len(silent) and valued and how.value is None:
+        raise ValueError(
+            f"{listing(names[silent], 5)} is active in no cell, so that there is no activation to set it to. Pass value=, or "
+            "leave these features out."
+        )
+    of_reference = np.full(len(chosen), np.nan)
+    if how.reference is not None:
+        if how.reference not in cohort.all_labels:
+            raise KeyError(
+                f"{held.where}.obs[{how.groupby!r}] has no label {how.reference!r}; it has {listing(cohort.all_labels)}. Pass "
+                "one as reference=."
+            )
+        inside = cohort.all_codes == cohort.all_labels.get_loc(how.reference)
+        of_reference = np.asarray(columns[inside].mean(axis=0)).ravel()
+    offset = sae.decode(a[rows]) - read_rows(latent, rows) if reconstruct else None
+    steps = []
+    for number, feature in enumerate(chosen):
+        active = columns.data[columns.indptr[number] : columns.indptr[number + 1]]
+        value = how.value_of(active, of_reference[number]) if valued else np.nan
+        activation = columns[:, [number]].toarray().ravel()[rows]
+        steps += [Steps(sae.W_dec[feature], activation, how.intervention, value, dose, offset) for dose in how.doses]
+    return steps
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where cells are in the latent."""
+
+    reference: Reference
+    sample: Sample
+    deviation: np.ndarray
+    """(d,) standard deviation of the latent's columns."""
+
+
+def _placing(latent: Matrix, cohort: _Cohort, k: int, rng: np.random.Generator) -> _Place:
+    """Choose the cells among which others are placed, and those of the steered that are."""
+    known = np.flatnonzero(cohort.all_codes >= 0)
+    if len(known) < 3:
+        raise ValueError(f"{len(known)} cells have no neighbours. Steering needs three or more with a label.")
+    drawn = np.sort(rng.permutation(known)[:MAX_REFERENCE])
+    z = read_rows(latent, drawn).astype(np.float32, copy=False)
+    reference = Reference(z, cohort.all_codes[drawn], len(cohort.all_labels), k)
+    at = few_of_each(cohort.codes, MAX_PER_LABEL, rng)
+    rows = cohort.rows[at]
+    place = np.searchsorted(drawn, rows).clip(max=len(drawn) - 1)
+    own = np.where(drawn[place] == rows, place, -1)
+    some = read_rows(latent, rows).astype(np.float32, copy=False)
+    return _Place(reference, Sample(at, rows, some, own, reference.place(some, own)), z.std(axis=0, dtype=np.float64))
+
+
+@dataclass(frozen=True)
+class _Sets:
+    """Gene sets (sets, genes) among the genes of one of the modalities that a model predicts."""
+
+    names: pd.Index
+    members: np.ndarray
+    of: int
+
+
+def _sets(net: Net | None, parts: Sequence[Part], var_mod: str | None) -> _Sets:
+    known = [part.modality for part in parts]
+    if var_mod is not None and known != [None] and var_mod not in known:
+        raise ValueError(f"The model predicts the modalities {listing(known)}, not var_mod={var_mod!r}.")
+    of = known.index(var_mod) if var_mod in known else 0
+    if net is None:
+        return _Sets(pd.Index([], dtype=object), np.zeros((0, len(parts[of].genes)), dtype=bool), of)
+    found = match(net, parts[of].genes, min_size=1, max_size=None)
+    return _Sets(found.names, found.weights.toarray() != 0, of)
+
+
+def _measures(place: _Place, decode: Decode, sets: _Sets, rng: np.random.Generator) -> Measures:
+    """Choose the cells that are compared with controls, and decode them."""
+    few = place.sample.select(np.sort(rng.permutation(len(place.sample.at))[:MAX_CONTROL_CELLS]))
+    return Measures(few, place.reference, decode(few.cells, few.z, None), sets.members, sets.of, decode)
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """What a feature is compared with.
+
+    Attributes
+    ----------
+    directions, n_active
+        (features, d) of the SAEs, and in how many cells each is active.
+    random
+        (controls, d)
+    n
+        Random features per feature.
+    """
+
+    directions: np.ndarray
+    n_active: np.ndarray
+    random: np.ndarray
+    n: int
+    deviation: np.ndarray
+
+    def like(self, step: Steps, n_active: int) -> np.ndarray:
+        """Return the directions of random features that are as active as a feature."""
+        one, others = step.direction / self.deviation, self.directions / self.deviation
+        with np.errstate(invalid="ignore", divide="ignore"):
+            cosine = others @ one / (np.linalg.norm(others, axis=1) * np.linalg.norm(one))
+        usable = np.where(np.isfinite(cosine), self.n_active, 0)
+        return self.directions[alike_in_activity(n_active, usable, np.nan_to_num(cosine), self.n)]
+
+
+def _pool(
+    held: Holder, key: str, control_keys: Sequence[str], n: int, deviation: np.ndarray, rng: np.random.Generator
+) -> _Pool:
+    """Gather the features of the SAE and of others of the same representation."""
+    if isinstance(control_keys, str):
+        raise TypeError(f"control_keys={control_keys!r} is a string; expected a list of SAEs: [{control_keys!r}].")
+    directions: list[np.ndarray] = []
+    n_active: list[np.ndarray] = []
+    for name in dict.fromkeys([key, *control_keys]):
+        W_dec = _schema.model(_schema.read(held, name)).W_dec
+        if directions and W_dec.shape[1] != directions[0].shape[1]:
+            raise ValueError(
+                f"The SAE {name!r} of control_keys= has {W_dec.shape[1]} inputs and {key!r} {directions[0].shape[1]}: they are not of the "
+                "same representation."
+            )
+        directions.append(W_dec)
+        n_active.append(_schema.activations(held, name).getnnz(axis=0))
+    d = directions[0].shape[1]
+    spread = np.where(deviation > 0, deviation, 1.0)
+    return _Pool(np.concatenate(directions), np.concatenate(n_active), random_directions(n, d, rng), n, spread)
+
+
+@dataclass(frozen=True)
+class _Centres:
+    """Mean latents: (labels, d) of all cells of each label, and (own labels, d) of the steered ones."""
+
+    of_all: np.ndarray
+    of_steered: np.ndarray
+
+
+def _centres(latent: Matrix, cohort: _Cohort) -> _Centres:
+    from ..core.changes import group_means
+
+    known = np.flatnonzero(cohort.all_codes >= 0)
+    of_all = group_means(latent, known, cohort.all_codes[known], len(cohort.all_labels))
+    return _Centres(of_all, group_means(latent, cohort.rows, cohort.codes, len(cohort.labels)))
+
+
+def _units(part: Part, base: np.ndarray, held: Holder) -> dict[str, Any]:
+    """Tell how fold changes are made of predicted values."""
+    from ..core.moments import scan
+
+    if part.scale == "log":
+        return {"log_base": None, "log": True}
+    scale = part.scale or recognised_scale(scan(base))
+    uns = held.data.uns if part.uns is None else part.uns
+    return {"log_base": {"log1p": log1p_base(uns), "scaled": np.nan}.get(scale)}
+
+
+class _Tables:
+    """The rows of all result tables, as they come."""
+
+    def __init__(
+        self, features: pd.Index, how: _How, cohort: _Cohort, place: _Place, parts: Sequence[Part], sets: _Sets
+    ):
+        self.how, self.cohort, self.place, self.parts, self.sets = how, cohort, place, parts, sets
+        self._genes = pd.Index(np.concatenate([np.asarray(part.genes, dtype=object) for part in parts])).unique()
+        self._categories = {
+            "feature": features,
+            "gene": self._genes,
+            "modality": pd.Index([str(part.modality) for part in parts]),
+            "label": cohort.labels,
+            "towards": cohort.all_labels,
+        }
+        self._rows: dict[str, list[dict[str, Any]]] = {name: [] for name in _schema.STEERING}
+
+    def add_genes(self, feature: int, step: Steps, tests: Sequence[Paired], n_genes: int | None) -> None:
+        """Keep the genes of every label that change most, from the most raised to the most lowered."""
+        for number, (part, test) in enumerate(zip(self.parts, tests, strict=True)):
+            order = np.argsort(-test.change, axis=1, kind="stable")
+            found = {
+                name: np.take_along_axis(getattr(test, name), order, axis=1)
+                for name in ("change", "log2fc", "score", "pval", "padj")
+            }
+            with np.errstate(invalid="ignore"):
+                raised, lowered = found["change"] > 0, found["change"] < 0
+            if n_genes is not None:
+                raised &= np.cumsum(raised, axis=1) <= n_genes
+                lowered &= np.cumsum(lowered[:, ::-1], axis=1)[:, ::-1] <= n_genes
+            kept = raised | lowered
+            label, _ = np.nonzero(kept)
+            gene = self._genes.get_indexer(part.genes)[order[kept]]
+            columns = {"label": label, "gene": gene, "modality": np.full(len(label), number)}
+            self._add("genes", feature, step, columns | {name: values[kept] for name, values in found.items()})
+
+    def add_dose(self, feature: int, step: Steps, changes: Sequence[Changes], after: Placed) -> None:
+        """Tell how far cells are moved, how near others they end up, and how much expression changes."""
+        n = len(self.cohort.rows)
+        if step.offset is None:
+            length = np.abs(step.amount(slice(None))).mean() * np.linalg.norm(step.direction)
+        else:
+            length = np.linalg.norm(step.of(slice(None)), axis=1).mean()
+        before, limit = self.place.sample.before, self.place.reference.outlying
+        row = {
+            "value": self.how.told(step),
+            "n_cells": n,
+            "n_moved": int(step.moved(slice(None)).sum()),
+            "step": length,
+            "effect": effect_size([change.total.sum(axis=0) / n for change in changes]),
+            "distance_before": before.distance.mean(),
+            "distance": after.distance.mean(),
+            "off_manifold_before": (before.distance > limit).mean(),
+            "off_manifold": (after.distance > limit).mean(),
+        }
+        self._add("doses", feature, step, {name: np.array([value]) for name, value in row.items()})
+
+    def add_labels(self, feature: int, step: Steps, centres: _Centres, after: Placed) -> None:
+        """Tell of the cells of each label whether they move towards others."""
+        sample, codes = self.place.sample, self.cohort.codes
+        n = len(self.cohort.labels)
+        shares = [_means(placed.shares, codes[sample.at], n) for placed in (sample.before, after)]
+        moved = _means(step.amount(slice(None))[:, None], codes, n) * step.direction
+        if step.offset is not None:
+            moved = moved + _means(step.offset, codes, n)
+        way = centres.of_all - centres.of_steered[:, None]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            closed = np.einsum("gd,gtd->gt", moved, way) / np.square(way).sum(axis=2)
+        # The cells of a label have no way to go to their own centre.
+        closed[self.cohort.all_labels.get_indexer(self.cohort.labels)[:, None] == np.arange(closed.shape[1])] = np.nan
+        label, towards = np.indices(closed.shape)
+        columns = {"label": label, "towards": towards, "before": shares[0], "after": shares[1], "closed": closed}
+        columns["difference"] = shares[1] - shares[0]
+        self._add("labels", feature, step, {name: values.ravel() for name, values in columns.items()})
+
+    def add_controls(
+        self, feature: int, step: Steps, measures: Measures, like: np.ndarray, directions: np.ndarray
+    ) -> None:
+        """Compare a feature with random features and directions."""
+        value = measures.of_steps([step])[0]
+        labels, sets = list(self.cohort.all_labels), list(self.sets.names)
+        columns: dict[str, np.ndarray] = {"value": value}
+        for name, drawn in (("features", like), ("directions", directions)):
+            others = measures.of_steps([step.along(direction) for direction in drawn]) if len(drawn) else None
+            columns[f"n_{name}"] = np.full(len(value), len(drawn))
+            columns[f"of_{name}"] = np.full(len(value), np.nan) if others is None else others.mean(axis=0)
+            columns[f"above_{name}"] = np.full(len(value), np.nan) if others is None else exceeds(value, others)
+        measure = ["effect", "distance", *["label"] * len(labels), *["gene_set"] * len(sets)]
+        columns["measure"] = np.array(measure, dtype=object)
+        columns["name"] = np.array(["", "", *labels, *sets], dtype=object)
+        told = np.full(len(value), True) if self.how.groupby is not None else columns["measure"] != "label"
+        self._add("controls", feature, step, {name: values[told] for name, values in columns.items()})
+
+    def _add(self, table: str, feature: int, step: Steps, columns: dict[str, np.ndarray]) -> None:
+        n = len(next(iter(columns.values())))
+        self._rows[table].append({"feature": np.full(n, feature), "dose": np.full(n, step.dose), **columns})
+
+    def finished(self) -> dict[str, pd.DataFrame]:
+        """Return the tables."""
+        found = {}
+        for name, order in _schema.STEERING.items():
+            rows = self._rows[name]
+            columns = {column: np.concatenate([row[column] for row in rows]) for column in order} if rows else {}
+            found[name] = _schema.tidy(columns, order, {c: i for c, i in self._categories.items() if c in order})
+        if len(self.parts) == 1 and self.parts[0].modality is None:
+            found["genes"] = found["genes"].drop(columns="modality")
+        return found
+
+
+def _means(values: np.ndarray, codes: np.ndarray, n: int) -> np.ndarray:
+    """Average rows (cells, m) by group: (n groups, m)."""
+    marks = sparse.csr_matrix((np.ones(len(codes)), (codes, np.arange(len(codes)))), shape=(n, len(codes)))
+    return marks @ values / np.bincount(codes, minlength=n)[:, None]
+
+
+@dataclass(frozen=True)
+class _Added:
+    """Where the latent and the prediction of one feature at one dose go; None for nowhere."""
+
+    held: Holder
+    key: str | None
+    layer: str | None
+    genes: Any
+    """The AnnData whose layers the prediction is put into."""
+    part: int
+
+    def computed(
+        self, step: Steps, rows: np.ndarray, latent: Matrix, decoder: Decoder
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Move the cells that are steered, and predict all."""
+        n = latent.shape[0]
+        z = read_rows(latent, np.arange(n)).astype(np.float32)
+        steps = np.zeros_like(z)
+        steps[rows] = step.of(slice(None))
+        if self.layer is None:
+            return z + steps, None
+        names, genes = self.held.data.obs_names, decoder.parts[self.part].genes
+        cells, columns = self.genes.obs_names.get_indexer(names), self.genes.var_names.get_indexer(genes)
+        layer = np.full(self.genes.shape, np.nan, dtype=np.float32)
+        for some in row_blocks(n, chunk_rows([len(part.genes) for part in decoder.parts])):
+            values = decoder.decode(z[some], self.held.data[some], steps[some])[self.part]
+            layer[np.ix_(cells[some][cells[some] >= 0], columns[columns >= 0])] = values[cells[some] >= 0][
+                :, columns >= 0
+            ]
+        return z + steps, layer
+
+    def write(self, z: np.ndarray, layer: np.ndarray | None) -> None:
+        """Put both in place."""
+        if self.key is not None:
+            self.held.data.obsm[self.key] = z
+        if layer is not None:
+            self.genes.layers[self.layer] = layer
+
+    def told(self) -> str:
+        """Say what was added, for the log."""
+        told = "" if self.key is None else f"\n    {self.held.where}.obsm[{self.key!r}], the steered latent"
+        return told if self.layer is None else f"{told}\n    layers[{self.layer!r}], the predicted expression"
+
+
+def _added(
+    data: Data,
+    held: Holder,
+    key: str,
+    key_added: str | None,
+    layer_added: str | None,
+    n_steps: int,
+    parts: Sequence[Part],
+    var_mod: str | None,
+) -> _Added:
+    """Check where results of one feature at one dose may go."""
+    for name, given in (("key_added", key_added), ("layer_added", layer_added)):
+        if given is not None and n_steps != 1:
+            raise ValueError(f"{name}={given!r} holds one feature at one dose; there are {n_steps} of both together.")
+        if given is not None and (not given or "/" in given):
+            raise ValueError(f"{name}={given!r} cannot name a slot: it must be a non-empty string without '/'.")
+    if key_added is not None:
+        _schema.check_free(held, key_added)
+    known = [part.modality for part in parts]
+    wanted = var_mod if var_mod in known else known[0]
+    genes = held.data
+    if layer_added is not None and is_mudata(data) and wanted is not None:
+        genes = modality(data, wanted)
+    if layer_added is not None and is_mudata(genes):
+        raise ValueError(
+            "A MuData has no layers, and the model does not say of which modality its prediction is. Leave layer_added= out."
+        )
+    return _Added(held, key_added, layer_added, genes, known.index(wanted))
