@@ -67,14 +67,24 @@ def test_long_texts_are_abbreviated_and_cut_at_a_word():
 
 
 @pytest.mark.parametrize(
-    "gene", ["MT-CO1", "mt-Nd1", "RPL3", "Rpl13a", "RPS27A", "RPS4Y1", "RPLP0", "RPSA", "MALAT1", "Malat1"]
-)
+    "gene",
+    [
+        "MT-CO1", "mt-Nd1", "RPL3", "Rpl13a", "RPS27A", "RPS4Y1", "RPLP0", "RPSA", "MALAT1", "Malat1", "chr1-1000-1900",
+        "X:1000-1900", "chr6_GL000251v2_alt_1000_1900",
+    ],
+)  # fmt: skip
 def test_genes_of_every_cell_are_passed_over(gene):
     assert shown_genes([gene, "CD79A"]) == ["CD79A"]
     assert shown_genes([gene]) == [gene], "unless there is nothing else"
 
 
-@pytest.mark.parametrize("gene", ["RPS6KA1", "RPS6KB2", "MTOR", "MT1X", "RPTOR", "RPA1", "RPRM", "NEAT1", "MRPL12"])
+@pytest.mark.parametrize(
+    "gene",
+    [
+        "RPS6KA1", "RPS6KB2", "MTOR", "MT1X", "RPTOR", "RPA1", "RPRM", "NEAT1", "MRPL12", "NKX2-1", "HLA-DRB1", "AC003681.1",
+        "RP11-34P13-7",
+    ],
+)  # fmt: skip
 def test_genes_that_only_look_like_them_are_not(gene):
     assert shown_genes([gene, "CD79A"]) == [gene, "CD79A"]
 

@@ -19,11 +19,15 @@ import sae
 SOURCE = Path(sae.__file__).parent
 PUBLIC = {
     f"{module.__name__.removeprefix('sae.')}.{name}": getattr(module, name)
-    for module in (sae.tl, sae.pl, sae.get, sae.io, sae.datasets)
+    for module in (sae.tl, sae.pl, sae.get, sae.io, sae.datasets, sae.models)
     for name in module.__all__
 }
-ON_DATA = {name: function for name, function in PUBLIC.items() if not name.startswith(("datasets.", "io.read_"))}
+ON_DATA = {
+    name: function for name, function in PUBLIC.items() if not name.startswith(("datasets.", "io.read_", "models."))
+}
 MOST_POSITIONAL = 3
+NAMES_A_REPRESENTATION = {"tl.ablate", "tl.steer", "get.ablation"}
+"""With `key_added=`, which elsewhere names an SAE."""
 
 
 # ---- What the API looks like
@@ -61,12 +65,23 @@ def parameters(function) -> list[inspect.Parameter]:
 
 
 def test_the_api_is_what_is_promised():
-    verbs = {"fit", "encode", "rank_genes", "enrich", "score_labels", "name_features"}
+    verbs = {
+        "fit",
+        "encode",
+        "rank_genes",
+        "enrich",
+        "score_labels",
+        "name_features",
+        "steer",
+        "ablate",
+        "perturbation",
+    }
     assert verbs <= set(sae.tl.__all__)
     assert {"activations", "features", "model", "decoder", "genes", "enrichment", "labels"} <= set(sae.get.__all__)
     assert {"immune_markers", "pbmc68k", "simulate_programs", "simulate_small"} <= set(sae.datasets.__all__)
     assert {"read_gmt", "read_go"} <= set(sae.io.__all__)
-    for module in (sae, sae.tl, sae.pl, sae.get, sae.io, sae.datasets):
+    assert {"PCA", "SCVI", "MultiDGD", "Geneformer", "Functions", "activations"} <= set(sae.models.__all__)
+    for module in (sae, sae.tl, sae.pl, sae.get, sae.io, sae.datasets, sae.models):
         assert module.__all__ == sorted(module.__all__)
 
 
@@ -106,10 +121,11 @@ def test_every_docstring_has_a_summary_and_an_example(name):
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_common_parameters_have_common_defaults(name):
-    defaults = {parameter.name: parameter.default for parameter in parameters(PUBLIC[name])}
+    given = (parameter for parameter in parameters(PUBLIC[name]) if parameter.default is not inspect.Parameter.empty)
+    defaults = {parameter.name: parameter.default for parameter in given}
     expected = {
         "key": "sae",
-        "key_added": "sae",
+        "key_added": None if name in NAMES_A_REPRESENTATION else "sae",
         "mod": None,
         "var_mod": None,
         "layer": None,
@@ -152,12 +168,18 @@ ALLOWED = {
     "_design": {"_data"},
     "io": {"_schema", "_data", "_genesets", "_ontology", "core"},
     "datasets": {"core", "datasets"},
-    "models": {"core", "models"},
+    "models": {"_data", "_expression", "_progress", "core", "models"},
+    "_prediction": {"_data", "core"},
+    "_expression": {"_data", "_prediction", "core"},
+    "_peaks": {"_data", "_expression", "_genesets", "core"},
     "tl": {
         "_schema",
         "_data",
         "_design",
+        "_expression",
         "_genesets",
+        "_peaks",
+        "_prediction",
         "_progress",
         "_names",
         "get",
@@ -264,7 +286,20 @@ def test_the_rules_bite(path, line, allowed):
 
 def test_import_is_light():
     """What takes seconds to load is loaded by the verb that needs it."""
-    heavy = {"torch", "scanpy", "decoupler", "mudata", "matplotlib", "seaborn", "tqdm", "sklearn", "numba", "umap"}
+    heavy = {
+        "torch",
+        "scanpy",
+        "decoupler",
+        "mudata",
+        "matplotlib",
+        "seaborn",
+        "tqdm",
+        "sklearn",
+        "numba",
+        "umap",
+        "scvi",
+        "transformers",
+    }
     code = "import sys, anndata; before = set(sys.modules); import sae; print(*set(sys.modules) - before)"
     result = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
     assert set(result.stdout.split()) & heavy == set()

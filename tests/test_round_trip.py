@@ -25,6 +25,10 @@ VERBS = {
     ),
     "score_labels": lambda data, **where: sae.tl.score_labels(data, "group", order=["a", "b", "c"], **where),
     "score_labels again": lambda data, **where: sae.tl.score_labels(data, "half", **where),
+    "perturbation": lambda data, var_mod=None, **where: sae.tl.perturbation(
+        data, "group", "a", target={"b": "g3"}, n_permutations=20, var_mod=var_mod, **where
+    ),
+    "ablate": lambda data, **where: sae.tl.ablate(data, [0, 1], batch="half", groupby="group", n_controls=2, **where),
     "steer": lambda data, var_mod=None, **where: sae.tl.steer(
         data,
         [0, 1],
@@ -46,7 +50,7 @@ def decode(z, data):
     return z[:, :3] * 0.5 + z[:, 3:4]
 
 
-NEED_GENES = ("rank_genes", "enrich", "enrich by ulm")
+NEED_GENES = ("rank_genes", "enrich", "enrich by ulm", "perturbation")
 GETTERS = (
     "activations",
     "features",

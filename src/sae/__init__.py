@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from . import datasets, get, io, pl, tl
+from . import datasets, get, io, models, pl, tl
 
-__all__ = ["datasets", "get", "io", "pl", "tl"]
+__all__ = ["datasets", "get", "io", "models", "pl", "tl"]
 __version__ = version("scsae")

@@ -19,6 +19,8 @@ from ._data import listing
 
 Net = pd.DataFrame | Mapping[str, Iterable[str]] | str | Path
 IDENTIFIER = re.compile(r"^[A-Za-z_]+:\w+$")
+PEAK = re.compile(r"^(.+?)[:_-](\d+)[-_](\d+)$")
+"""The name of a peak: chromosome, start and end, as in "chr1-100-200" or "chr1:100-200"."""
 
 
 @dataclass(frozen=True)
@@ -146,9 +148,12 @@ def match(net: Net, genes: pd.Index, *, min_size: int, max_size: int | None) -> 
     position = genes.get_indexer(pd.Index(table["target"]))
     measured = table[position >= 0]
     if measured.empty:
+        hint = "Do both use the same identifiers (symbols or Ensembl ids) and species?"
+        if PEAK.match(str(genes[0])):
+            hint = "For sets of genes, say which peaks belong to which gene: var_to_gene=sae.tl.peaks_to_genes(...)."
         raise ValueError(
             f"net and data have no gene in common. The net has {listing(table['target'].unique()[:5])}; "
-            f"the data has {listing(genes[:5])}. Do both use the same identifiers (symbols or Ensembl ids) and species?"
+            f"the data has {listing(genes[:5])}. {hint}"
         )
     sizes = measured["source"].value_counts(sort=False)
     fitting = sizes.index[(sizes >= min_size) & (sizes <= (np.inf if max_size is None else max_size))]

@@ -24,6 +24,8 @@ IDENTIFIER = re.compile(r"\s*(?:\([A-Za-z_]+:\w+\)|\bR-[A-Z]{3}-\d+|\bWP\d+)$")
 ENSEMBL = re.compile(r"(?<=\w)[_.|]ENS[A-Z]*G\d+.*$")
 EVERYWHERE = re.compile(r"^(?:MT-|RP[LS](?:\d+(?![\dK])|P\d|A$)|MALAT1$)", re.IGNORECASE)
 """Mitochondrial transcripts, ribosomal proteins (not their kinases, RPS6KA1 and so on) and MALAT1."""
+PEAK = re.compile(r"^\S+[:_-]\d{3,}[-_]\d{3,}$")
+"""A peak of open chromatin, "chr1-1000-2000"."""
 ABBREVIATED = {"ositive regulation": "os. reg.", "egative regulation": "eg. reg.", "egulation of": "eg. of"}
 ACRONYMS = {
     word.upper(): word
@@ -121,8 +123,8 @@ def label_text(label: str, groupby: str) -> str:
 
 
 def shown_genes(genes: Sequence[str]) -> list[str]:
-    """Choose the genes that can be in a name: those that are not in every cell, if there are any, as symbols."""
-    telling = [gene for gene in genes if not EVERYWHERE.match(gene)]
+    """Choose the genes that can be in a name: those that are not in every cell, and no peaks, if there are any, as symbols."""
+    telling = [gene for gene in genes if not (EVERYWHERE.match(gene) or PEAK.match(gene))]
     return list(dict.fromkeys(ENSEMBL.sub("", gene) for gene in telling or genes))[:N_GENES]
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import anndata as ad
 import numpy as np
 import pandas as pd
-from scipy import sparse
 
 from ._data import Data, in_memory, is_mudata, listing
 from .core.rows import Matrix, dense_rows
@@ -100,7 +99,7 @@ class Decoder:
             )
         if scale not in (None, *SCALES):
             raise ValueError(f"{self.where} has uns['scale'] = {scale!r}; it can be {', '.join(map(repr, SCALES))}.")
-        return Part(modality, genes, scale, uns), values.toarray() if sparse.issparse(values) else values
+        return Part(modality, genes, scale, uns), dense_rows(values, slice(None))
 
 
 def _has(model: Any, method: str) -> bool:

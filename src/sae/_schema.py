@@ -47,7 +47,8 @@ STEERING = {
 """The tables of `tl.steer`; `modality` is dropped where a model knows only one."""
 MADE_BY = {
     "genes": "rank_genes", "enrichment": "enrich", "labels": "score_labels", "label_summary": "score_labels",
-    "features": "encode", "steering": "steer",
+    "features": "encode", "steering": "steer", "ablation": "ablate",
+    "perturbation": "perturbation",
 }  # fmt: skip
 
 COLUMNS = {"genes": GENES, "enrichment": ENRICHMENT, "labels": LABELS, "label_summary": LABEL_SUMMARY}

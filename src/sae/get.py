@@ -15,6 +15,7 @@ from ._schema import Features
 from .core.autoencoder import Autoencoder
 
 __all__ = [
+    "ablation",
     "activations",
     "decoder",
     "embedding",
@@ -25,6 +26,7 @@ __all__ = [
     "label_summary",
     "labels",
     "model",
+    "perturbation",
     "steering",
 ]
 
@@ -456,6 +458,104 @@ def steering(
     if table == "genes":
         found = _sorted(found, ["change"], [False], max_padj)
     return _head(found, n)
+
+
+def ablation(
+    data: Data, *, table: str = "scores", key_added: str | None = None, key: str = "sae", mod: str | None = None
+) -> pd.DataFrame:
+    """Return how well batches are mixed and labels kept apart before and after features were removed.
+
+    Parameters
+    ----------
+    data, key, mod
+        As in :func:`sae.get.activations`, after `tl.ablate`.
+    table
+        `"scores"`, or `"features"`: of each feature what it tells apart, and whether it was removed. :func:`sae.tl.ablate`
+        describes the columns.
+    key_added
+        Only the representation of this name.
+
+    Examples
+    --------
+    >>> import sae
+    >>> adata = sae.datasets.pbmc68k()
+    >>> sae.tl.fit(adata, n_features=32, steps=200)
+    >>> sae.tl.encode(adata)
+    >>> sae.tl.ablate(adata, "sae_0", batch="phase", groupby="bulk_labels", n_controls=1)
+    >>> list(sae.get.ablation(adata)["source"])
+    ['before', 'after', 'control']
+    """
+    known = _schema.result(holder(data, mod), key, "ablation")
+    if table not in known:
+        raise ValueError(f"table={table!r} is not one of {listing(known)}.")
+    return _plain(_of(known[table], "key_added", key_added))
+
+
+def perturbation(
+    data: Data,
+    feature: Features = None,
+    *,
+    table: str = "features",
+    groupby: str | None = None,
+    perturbation: str | None = None,
+    responds: bool = False,
+    max_padj: float | None = None,
+    n: int | None = None,
+    key: str = "sae",
+    mod: str | None = None,
+) -> pd.DataFrame:
+    """Return how features respond to perturbations.
+
+    Parameters
+    ----------
+    data, key, mod
+        As in :func:`sae.get.activations`, after `tl.perturbation`.
+    feature
+        A feature or several, by name or number, of `"features"`; by default all.
+    table
+        `"features"`, the strongest responses of either direction first; `"summary"`, a row per perturbation, those that most features
+        respond to first; or `"targets"`, a row per column of perturbations: are perturbed genes among the genes of features that respond?
+        :func:`sae.tl.perturbation` describes the columns.
+    groupby
+        Only perturbations of this column of `obs`.
+    perturbation
+        Only this perturbation, of `"features"` and `"summary"`.
+    responds
+        With `True`, only features that respond: those with a false discovery rate up to the `max_fdr` of `tl.perturbation`.
+    max_padj
+        Only rows with an adjusted p-value up to this, of `"features"` and `"summary"`.
+    n
+        At most so many features per perturbation.
+
+    Examples
+    --------
+    >>> import sae
+    >>> adata = sae.datasets.pbmc68k()
+    >>> sae.tl.fit(adata, n_features=32, steps=200)
+    >>> sae.tl.encode(adata)
+    >>> sae.tl.perturbation(adata, "bulk_labels", control="CD14+ Monocyte")
+    >>> len(sae.get.perturbation(adata, perturbation="CD19+ B", responds=True, n=3))
+    3
+    >>> sae.get.perturbation(adata, table="summary", perturbation="CD19+ B")["status"].tolist()
+    ['tested']
+    """
+    known = _schema.result(holder(data, mod), key, "perturbation")
+    if table not in known:
+        raise ValueError(f"table={table!r} is not one of {listing(known)}.")
+    found = _of(known[table], "groupby", groupby)
+    if table == "targets":
+        return _plain(found)
+    found = _of(found, "perturbation", perturbation)
+    if max_padj is not None:
+        found = found[found["padj"] <= max_padj]
+    if table == "summary":
+        return _plain(found.sort_values("n_responding", ascending=False, kind="stable"))
+    found = _rows_of(found, feature, data, key, mod)
+    found = found[found["responds"]] if responds else found
+    found = found.iloc[np.argsort(-found["score"].abs().to_numpy(), kind="stable")]
+    if n is not None:
+        found = found[found.groupby(["groupby", "perturbation"], observed=True).cumcount() < n]
+    return _plain(found)
 
 
 def _check_direction(direction: str | None, *more: str) -> None:

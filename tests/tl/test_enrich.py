@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import anndata as ad
 import decoupler as dc
+import mudata
 import numpy as np
 import pandas as pd
 import pytest
@@ -552,3 +554,147 @@ def test_cells_that_cannot_be_exchanged_are_spoken_of(encoded, net, log):
     encoded.obs["cell"] = encoded.obs_names
     sae.tl.enrich(encoded, net, batch="cell")
     assert "most cells have a batch (adata.obs['cell']) of their own" in log()
+
+
+# ---- Peaks, or other variables that belong to genes
+
+
+@pytest.fixture
+def opened(make_adata):
+    """80 cells with 90 peaks in `X`, 1 to 8 of each of 20 genes and 5 of none, and an SAE; and which are of which gene."""
+    rng = np.random.default_rng(0)
+    gene = np.repeat(np.arange(20), rng.integers(1, 8, size=20))
+    adata = make_adata(g=len(gene) + 5)
+    group = adata.obs["group"].cat.codes.to_numpy()
+    rate = np.exp(rng.normal(-0.5, 0.3, size=adata.n_vars) + (rng.random((3, adata.n_vars)) < 0.3)[group])
+    counts = rng.poisson(rate).astype(np.float32)
+    adata.X = np.log1p(counts / counts.sum(axis=1, keepdims=True) * 100)
+    adata.var_names = [f"chr1-{1000 * i}-{1000 * i + 500}" for i in range(adata.n_vars)]
+    sae.tl.fit(adata, n_features=8, steps=100)
+    sae.tl.encode(adata)
+    pairs = pd.DataFrame({"peak": adata.var_names[: len(gene)], "gene": [f"g{i}" for i in gene]})
+    shared = pd.DataFrame({"peak": adata.var_names[[0, 9]], "gene": ["g19", "g3"]})
+    return adata, pd.concat([pairs, shared], ignore_index=True)
+
+
+PEAK_SETS = {"first": [f"g{i}" for i in range(7)], "last": [f"g{i}" for i in range(12, 20)]}
+LOOSE = {"max_padj": 0.5, "min_log2fc": 0, "min_expected": 0, "n_sets": None, "n_null": 0}
+
+
+def accessibility(adata, pairs):
+    """Cells with genes in place of peaks, by a loop over the genes."""
+    genes = list(dict.fromkeys(pairs["gene"]))
+    values = np.expm1(np.asarray(adata.X, dtype=np.float64))
+    summed = [values[:, adata.var_names.isin(pairs["peak"][pairs["gene"] == gene])].sum(axis=1) for gene in genes]
+    by_gene = ad.AnnData(np.log1p(np.column_stack(summed)), obs=adata.obs, var=pd.DataFrame(index=genes))
+    by_gene.obsm["sae"], by_gene.uns["sae"] = adata.obsm["sae"], adata.uns["sae"].copy()
+    by_gene.obsm["X_pca"] = adata.obsm["X_pca"]
+    return by_gene
+
+
+@pytest.mark.parametrize("method", ["ora", "mannwhitney", "ulm"])
+def test_peaks_are_tested_as_the_accessibility_of_genes(opened, method):
+    adata, pairs = opened
+    by_gene = accessibility(adata, pairs)
+    settings = LOOSE | {"method": method, "n_null": int(method == "ora")}
+    sae.tl.enrich(by_gene, PEAK_SETS, **settings)
+    sae.tl.enrich(adata, PEAK_SETS, var_to_gene=pairs, **settings)
+    found = sae.get.enrichment(adata)
+    assert len(found) and found["overlap"].max() > 1
+    assert set(";".join(found["genes"]).split(";")) - {""} <= set(pairs["gene"])
+    pd.testing.assert_frame_equal(found, sae.get.enrichment(by_gene), rtol=1e-6)
+    pd.testing.assert_frame_equal(adata.uns["sae"]["enrichment_null"], by_gene.uns["sae"]["enrichment_null"])
+
+
+@pytest.mark.parametrize("kind", ["CSR", "backed", "MuData", "counts", "dict", "other spelling"])
+def test_peaks_in_any_form(opened, kind, tmp_path, log):
+    adata, pairs = opened
+    sae.tl.enrich(adata, PEAK_SETS, var_to_gene=pairs, **LOOSE)
+    expected, given = sae.get.enrichment(adata), pairs
+    del adata.uns["sae"]["enrichment"]
+    data, where = adata.copy(), {}
+    if kind in ("CSR", "backed"):
+        data.X = sparse.csr_matrix(data.X)
+    if kind == "backed":
+        data.write_h5ad(tmp_path / "peaks.h5ad")
+        data = ad.read_h5ad(tmp_path / "peaks.h5ad", backed="r")
+    if kind == "MuData":
+        rna = data[:, :3].copy()
+        del rna.obsm["sae"], rna.uns["sae"]
+        rna.var_names = ["a", "b", "c"]
+        data, where = mudata.MuData({"rna": rna, "atac": data[::-1].copy()}), {"mod": "atac"}
+    if kind == "counts":
+        data.layers["counts"] = (data.X > 0).astype(np.float32)
+        where = {"layer": "counts"}
+    if kind == "dict":
+        given = pairs.groupby("peak", sort=False)["gene"].agg(list).to_dict()
+    if kind == "other spelling":
+        # Twice, and each peak counts once.
+        given = pd.concat([pairs.assign(peak=pairs["peak"].str.replace("chr1-", name)) for name in ("1:", "Chr1:")])
+    sae.tl.enrich(data, PEAK_SETS, var_to_gene=given, **LOOSE, **where)
+    found = sae.get.enrichment(data, **({} if kind == "counts" else where))
+    if kind == "MuData":
+        assert (found.pop("modality") == "atac").all()
+    if kind == "counts":
+        assert "probably counts" in log() and len(found)
+    else:
+        columns = ["feature", "gene_set", "direction"]
+        a, b = (t.drop(columns="fdr").sort_values(columns, ignore_index=True) for t in (found, expected))
+        pd.testing.assert_frame_equal(a, b, rtol=1e-6, check_categorical=False)
+
+
+def test_genes_of_many_peaks_are_not_found_for_having_them():
+    """Peaks that differ are drawn at random: sets of genes with many peaks stand out no more than others."""
+    rng = np.random.default_rng(0)
+    n_peaks = 1 + rng.negative_binomial(0.8, 0.1, size=1000)
+    gene = np.repeat(np.arange(1000), n_peaks)
+    active = rng.random((600, 8)) < 0.25
+    effect = np.where(rng.random((8, len(gene))) < 0.08, rng.choice([-1.2, 1.2], size=(8, len(gene))), 0)
+    rate = np.exp(rng.normal(-2, 1, size=len(gene)) + np.clip(active @ effect, -3, 3))
+    adata = ad.AnnData(np.log1p(rng.poisson(rate).astype(np.float32)))
+    adata.obsm["X_pca"] = rng.normal(size=(600, 8)).astype(np.float32)
+    sae.tl.fit(adata, n_features=8, steps=2)
+    sae.tl.encode(adata)
+    adata.obsm["sae"] = sparse.csr_matrix(active.astype(np.float32))
+    weight = n_peaks / n_peaks.sum()
+    sets = {f"set {i}": [f"g{g}" for g in rng.choice(1000, 30, replace=False, p=weight)] for i in range(50)}
+    pairs = pd.DataFrame({"peak": adata.var_names, "gene": [f"g{g}" for g in gene]})
+    sae.tl.enrich(adata, sets, var_to_gene=pairs, directions="up", min_log2fc=0.25, n_sets=None)
+    found = sae.get.enrichment(adata)
+    assert (found["fdr"] > 0.05).all()
+
+    sae.tl.rank_genes(adata, n_genes=None)
+    raised = sae.get.genes(adata, direction="up", max_padj=0.05)
+    p = []
+    for _, part in raised.groupby("feature", observed=True):
+        hits = set(pairs["gene"][pairs["peak"].isin(part["gene"])])
+        p += [stats.hypergeom.sf(len(hits & set(some)) - 1, 1000, 30, len(hits)) for some in sets.values()]
+    # The test that fails: a gene is a hit if any of its peaks is one.
+    by_chance = np.mean(np.array(p) < 0.05)
+    assert by_chance > 0.4
+    assert (found["pval"] < 0.05).sum() / (8 * 50) < by_chance / 3
+
+
+def test_sets_of_peaks_need_no_genes(opened):
+    adata, _ = opened
+    sae.tl.enrich(adata, {"motif": adata.var_names[:20].tolist()}, **LOOSE)
+    assert sae.get.enrichment(adata)["genes"].str.startswith("chr1-").all()
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        (None, ValueError, r"the data has 'chr1-0-500'.* say which peaks belong to which gene: var_to_gene=sae\.tl\.peaks_to_genes"),
+        ({"chr1-7-9": "g1"}, ValueError, r"var_to_gene= and adata\.X have no variable in common: it has 'chr1-7-9'; the data has"),
+        (pd.DataFrame({"peak": ["a"], "symbol": ["b"]}), ValueError, r"var_to_gene= has the columns 'peak', 'symbol'; it lacks 'gene'"),
+        ({"chr1-0-500": None}, ValueError, r"var_to_gene= has no pair of a variable and a gene"),
+        ("genes.tsv", TypeError, r"var_to_gene= is a str; expected a table with the columns 'peak' and 'gene'"),
+        ({"chr1-0-500": ["x", "y"]}, ValueError, r"net and data have no gene in common\. .* the data has 'x', 'y'"),
+    ],
+)  # fmt: skip
+def test_bad_genes_of_peaks(opened, compare, given, error, message):
+    adata, _ = opened
+    before = compare.state(adata)
+    with pytest.raises(error, match=message):
+        sae.tl.enrich(adata, PEAK_SETS, var_to_gene=given)
+    compare.assert_same(before, compare.state(adata))

@@ -27,6 +27,7 @@ def enrichment(
     *,
     collection: str | None = None,
     direction: str = "up",
+    modality: str | None = None,
     n_features: int = 20,
     n_sets: int = 2,
     max_padj: float = 0.05,
@@ -53,6 +54,9 @@ def enrichment(
     direction
         `"up"` or `"down"`: sets of genes that are higher, or lower, where the feature is active; `"both"`: those that were found by
         both together.
+    modality
+        Only gene sets found in this modality, of a MuData; by default in all, and a set that was found in several is drawn as where it is
+        most significant.
     n_features
         How many features to draw when `features` is not given.
     n_sets
@@ -79,7 +83,7 @@ def enrichment(
     Raises
     ------
     KeyError
-        There is no enrichment, or no such feature or collection.
+        There is no enrichment, or no such feature, collection or modality.
     ValueError
         No gene set of these features passes `max_padj` and `max_fdr`.
 
@@ -95,7 +99,14 @@ def enrichment(
     import matplotlib.pyplot as plt
 
     found = partial(
-        get.enrichment, data, collection=collection, direction=direction, max_padj=max_padj, key=key, mod=mod
+        get.enrichment,
+        data,
+        collection=collection,
+        direction=direction,
+        modality=modality,
+        max_padj=max_padj,
+        key=key,
+        mod=mod,
     )
     table = found(features)
     if table["fdr"].notna().any():
@@ -109,7 +120,7 @@ def enrichment(
         table = table[table["feature"].isin(table["feature"].drop_duplicates().iloc[:n_features])]
     columns, rows = _order(found(table["feature"].unique().tolist(), redundant=redundant), n_sets)
     # From all sets: one that is redundant for a feature can be the best of another, and both have it.
-    table = table[table["gene_set"].isin(rows)]
+    table = table[table["gene_set"].isin(rows)].drop_duplicates(["feature", "gene_set"])
     x = [columns.index(name) for name in table["feature"]]
     y = [rows.index(name) for name in table["gene_set"]]
     feature_names = ["  ".join(reversed(title.split("\n"))) for title in titles(data, columns, key=key, mod=mod)]

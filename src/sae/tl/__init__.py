@@ -1,10 +1,25 @@
 """Tools: train an SAE, encode cells, and find out what its features mean."""
 
+from ._ablate import ablate
 from ._encode import encode
 from ._enrich import enrich
 from ._fit import fit
 from ._name_features import name_features
+from ._peaks_to_genes import peaks_to_genes
+from ._perturbation import perturbation
 from ._rank_genes import rank_genes
 from ._score_labels import score_labels
+from ._steer import steer
 
-__all__ = ["encode", "enrich", "fit", "name_features", "rank_genes", "score_labels"]
+__all__ = [
+    "ablate",
+    "encode",
+    "enrich",
+    "fit",
+    "name_features",
+    "peaks_to_genes",
+    "perturbation",
+    "rank_genes",
+    "score_labels",
+    "steer",
+]

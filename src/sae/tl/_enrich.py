@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 
 from .. import _schema
-from .._data import Data, Expression, expression, holder, listing
+from .._data import Data, holder, listing
 from .._design import codes
+from .._expression import Expression, expression
 from .._genesets import Net, default_collection, match
+from .._peaks import VarToGene, by_gene
 from .._progress import progress_bar
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ def enrich(
     use_raw: bool | None = None,
     mod: str | None = None,
     var_mod: str | None = None,
+    var_to_gene: VarToGene | None = None,
     model: object | None = None,
     percentile: float | None = None,
     background: Sequence[str] | None = None,
@@ -96,6 +99,10 @@ def enrich(
     found (made monotone; Tusher et al. 2001, doi:10.1073/pnas.091062498): over all features for permuted cells, among the sets of the
     same feature for random sets. `fdr` is the larger of the two, and the column to trust.
 
+    Peaks of open chromatin, or proteins, are tested by the genes that they belong to (`var_to_gene`). The accessibility of a gene is
+    the sum of its peaks, log1p values being added up as what they are the logarithm of. A gene then counts once, whether
+    it has one peak or fifty, and random sets have genes of a similar accessibility, and so of about as many peaks.
+
     Parameters
     ----------
     data
@@ -118,6 +125,10 @@ def enrich(
         The modality that holds the SAE.
     var_mod
         The modality whose variables are tested, by default `mod`.
+    var_to_gene
+        Which genes the variables belong to, where the variables are not genes but the sets are of genes: a table with the columns
+        `peak` and `gene`, as :func:`sae.tl.peaks_to_genes` or 10x Genomics (`peak_annotation.tsv`) makes it, or a dict from
+        variable to gene or genes. Variables without a gene take no part. Leave it out for sets of peaks: those with a motif, say.
     model
         Test what a model predicts instead of data, see :func:`sae.tl.rank_genes`.
     percentile
@@ -170,8 +181,9 @@ def enrich(
     KeyError
         There are no activations, or no such layer or batch.
     ValueError
-        `net` lacks columns, has no gene in common with the data or no set of suitable size; repeated gene names; NaN or
-        infinite expression values, or scaled ones with `"ora"` and a `min_log2fc`; a setting out of range; cells without a batch.
+        `net` lacks columns, has no gene in common with the data or no set of suitable size; `var_to_gene` lacks columns or has no
+        variable of the data; repeated gene names; NaN or infinite expression values, or scaled ones with `"ora"` and a
+        `min_log2fc`; a setting out of range; cells without a batch.
 
     Examples
     --------
@@ -199,6 +211,8 @@ def enrich(
     a = _schema.activations(held, key)
     latent = None if model is None else _schema.latent(held, key).matrix
     expressed, rows = expression(data, held, layer=layer, use_raw=use_raw, var_mod=var_mod, model=model, latent=latent)
+    if var_to_gene is not None:
+        expressed = by_gene(expressed, var_to_gene)
     batches = None if batch is None else codes(held, batch, rows, "batch")
     genes, scaled = expressed.summary, expressed.scale == "scaled"
     if scaled and method == "ora" and min_log2fc > 0:

@@ -37,8 +37,8 @@ def name_features(
 
     The name is the first of these that is there, in the order of `by`, followed by the first two genes (one after a meaning of
     more than 22 characters; three where there are only genes), about 40 characters in all. Mitochondrial transcripts, ribosomal
-    proteins and MALAT1, which follow how much RNA a cell has, are passed over as long as there are others. Names of gene sets are
-    freed of collection, identifier and underscores. No two features have the same name: from the feature with the highest mean
+    proteins and MALAT1, which follow how much RNA a cell has, and peaks are passed over as long as there are others. Names of gene
+    sets are freed of collection, identifier and underscores. No two features have the same name: from the feature with the highest mean
     activation down, one whose name is taken shows the next gene in place of its last one, up to the tenth, and is numbered after
     that. A feature of which nothing is known is called as its row: "sae_7".
 

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 
 from .. import _schema
-from .._data import Data, expression, holder
+from .._data import Data, holder
 from .._design import codes, design, indicators
+from .._expression import expression
 from .._progress import progress_bar
 
 if TYPE_CHECKING:

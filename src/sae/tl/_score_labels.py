@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 
 from .. import _schema
-from .._data import Data, Holder, expression, holder, listing
+from .._data import Data, Holder, holder, listing
 from .._design import label_column
+from .._expression import expression
 from .._progress import progress_bar
 from ..core.rows import dense_rows, select_rows
 

@@ -9,8 +9,9 @@ import pandas as pd
 from scipy import sparse
 
 from .. import _schema
-from .._data import Data, Holder, holder, is_mudata, listing, log1p_base, modality, recognised_scale
+from .._data import Data, Holder, holder, is_mudata, listing, modality
 from .._design import label_column
+from .._expression import log1p_base, recognised_scale
 from .._genesets import Net, match
 from .._prediction import Decoder, Part
 from .._progress import progress_bar

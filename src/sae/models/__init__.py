@@ -1,0 +1,9 @@
+"""Pretrained models: the latent of cells, and the expression that a latent stands for."""
+
+from ._activations import activations
+from ._functions import Functions
+from ._geneformer import Geneformer
+from ._pca import PCA
+from ._scvi import SCVI
+
+__all__ = ["PCA", "SCVI", "Functions", "Geneformer", "activations"]
