@@ -57,7 +57,15 @@ def _analysed(_encoded):
     sae.tl.enrich(adata, sae.datasets.immune_markers(), collection="immune", progress=False)
     sae.tl.score_labels(adata, "bulk_labels")
     sae.tl.score_labels(adata, "phase")
+    model = sae.models.Functions(decode=_linear, genes=["up", "down"], scale="linear")
+    sae.tl.steer(adata, [0, 1], model=model, value=1, groupby="bulk_labels", n_controls=2, progress=False)
+    sae.tl.ablate(adata, [0], batch="phase", groupby="bulk_labels", n_controls=2, progress=False)
+    sae.tl.perturbation(adata, "bulk_labels", "Dendritic", n_permutations=10, progress=False)
     return adata
+
+
+def _linear(z, data):
+    return np.column_stack([z[:, 0], -z[:, 0]])
 
 
 @pytest.fixture

@@ -19,6 +19,9 @@ GETTERS = {
     "enrichment": sae.get.enrichment,
     "labels": sae.get.labels,
     "label_summary": sae.get.label_summary,
+    "steering": sae.get.steering,
+    "ablation": sae.get.ablation,
+    "perturbation": sae.get.perturbation,
 }
 TABLES = ["genes", "enrichment", "labels"]
 BEST_FIRST = {"genes": ("score", False), "enrichment": ("pval", True), "labels": ("auroc", False)}
@@ -343,3 +346,29 @@ def test_tables_of_earlier_versions_lack_columns(analysed):
     assert sae.get.enrichment(analysed)["fdr"].isna().all()
     assert sae.get.labels(analysed)["held_out_auroc"].isna().all()
     sae.tl.name_features(analysed)
+
+
+def test_ablation(analysed):
+    scores = sae.get.ablation(analysed)
+    assert scores["source"].tolist() == ["before", "after", "control", "control"]
+    features = sae.get.ablation(analysed, table="features", key_added="X_pca_ablated")
+    assert features.loc[features["ablated"], "feature"].tolist() == ["sae_0"]
+    with pytest.raises(KeyError, match="no results for the key_added 'X_new'; there are for 'X_pca_ablated'"):
+        sae.get.ablation(analysed, key_added="X_new")
+    with pytest.raises(ValueError, match="table='score' is not one of 'features', 'scores'"):
+        sae.get.ablation(analysed, table="score")
+
+
+def test_perturbation(analysed):
+    everything = sae.get.perturbation(analysed)
+    assert (np.diff(everything["score"].abs()) <= 0).all()
+    best = sae.get.perturbation(analysed, perturbation="CD19+ B", responds=True, n=2)
+    assert len(best) == 2 and best["responds"].all() and set(best["perturbation"]) == {"CD19+ B"}
+    one = sae.get.perturbation(analysed, "sae_3", max_padj=0.01)
+    assert set(one["feature"]) == {"sae_3"} and (one["padj"] <= 0.01).all()
+    summary = sae.get.perturbation(analysed, table="summary")
+    tested = summary[summary["status"] == "tested"]
+    assert (np.diff(tested["n_responding"]) <= 0).all() and len(tested) >= 5
+    assert sae.get.perturbation(analysed, table="targets")["groupby"].tolist() == ["bulk_labels"]
+    with pytest.raises(ValueError, match="table='target' is not one of"):
+        sae.get.perturbation(analysed, table="target")

@@ -186,9 +186,10 @@ def group_means(z: Matrix, cells: np.ndarray, codes: np.ndarray, n_groups: int) 
 @_compiled
 def _add_changes(before, after, rows, codes, first, last, total, squares):
     for i in range(len(rows)):
-        one, other = before[rows[i]], after[i]
-        sums, second = total[codes[i]], squares[codes[i]]
-        for j in range(first, last):
+        # Slices, so that the inner loop runs from 0 over contiguous values and is compiled to vector instructions.
+        one, other = before[rows[i], first:last], after[i, first:last]
+        sums, second = total[codes[i], first:last], squares[codes[i], first:last]
+        for j in range(last - first):
             change = np.float64(other[j]) - np.float64(one[j])
             sums[j] += change
             second[j] += change * change
@@ -197,6 +198,6 @@ def _add_changes(before, after, rows, codes, first, last, total, squares):
 @_compiled
 def _add_rows(values, codes, first, last, sums):
     for i in range(len(codes)):
-        row, into = values[i], sums[codes[i]]
-        for j in range(first, last):
+        row, into = values[i, first:last], sums[codes[i], first:last]
+        for j in range(last - first):
             into[j] += row[j]

@@ -3,7 +3,8 @@
 from ._activations import activations
 from ._functions import Functions
 from ._geneformer import Geneformer
+from ._multidgd import MultiDGD
 from ._pca import PCA
 from ._scvi import SCVI
 
-__all__ = ["PCA", "SCVI", "Functions", "Geneformer", "activations"]
+__all__ = ["Functions", "Geneformer", "MultiDGD", "PCA", "SCVI", "activations"]

@@ -23,7 +23,7 @@ from ..core.steering import INTERVENTIONS, Decode, Intervention, Steps, chunk_ro
 if TYPE_CHECKING:
     from ..core.changes import Changes, Paired
 
-MAX_REFERENCE, MAX_PER_LABEL, MAX_CONTROL_CELLS = 5_000, 200, 100
+MAX_REFERENCE, MAX_PER_LABEL, MAX_CONTROL_CELLS = 5_000, 100, 100
 PSEUDOCOUNT = 0.1
 
 
@@ -137,7 +137,7 @@ def steer(
       the mean `of_features`, `of_directions`, and the share that the feature exceeds, `above_features`, `above_directions`.
     * `params`: what was done.
 
-    Neighbours are looked for among up to 5,000 cells, drawn at random, for up to 200 cells of each label; controls move up to
+    Neighbours are looked for among up to 5,000 cells, drawn at random, for up to 100 cells of each label; controls move up to
     100 cells, each as far as the feature moves it. Random features are those that are active in the most similar number of cells,
     but for those whose direction has a cosine above 0.9 with the feature.
 
