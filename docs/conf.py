@@ -48,6 +48,7 @@ source_suffix = {".rst": "restructuredtext", ".md": "myst-nb", ".ipynb": "myst-n
 exclude_patterns = ["_build", "jupyter_execute", "**.ipynb_checkpoints"]
 default_role = "literal"
 
+templates_path = ["_templates"]
 autosummary_generate = True
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"

@@ -171,6 +171,7 @@ ALLOWED = {
     "models": {"_data", "_expression", "_progress", "core", "models"},
     "_prediction": {"_data", "core"},
     "_expression": {"_data", "_prediction", "core"},
+    "_steering": {"_prediction", "_schema", "core"},
     "_peaks": {"_data", "_expression", "_genesets", "core"},
     "tl": {
         "_schema",
@@ -181,6 +182,7 @@ ALLOWED = {
         "_peaks",
         "_prediction",
         "_progress",
+        "_steering",
         "_names",
         "get",
         "io",

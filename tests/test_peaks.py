@@ -186,7 +186,9 @@ def test_gtf_without_genes(tmp_path):
         (PEAKS, GENES.drop(columns="gene"), {}, ValueError, r"genes has no names of genes: its index is numbers"),
         (PEAKS, GENES.assign(strand="?"), {}, ValueError, r"genes has the strand '\?'; expected '\+', '-'"),
         (PEAKS, {"A": 1}, {}, TypeError, r"genes is a dict; expected a table of genes or the path"),
-        (PEAKS, GENES, {"upstream": -1}, ValueError, r"upstream=-1 is negative"),
+        (PEAKS, GENES, {"upstream": -1}, ValueError, r"upstream=-1 is not a number of bases, 0 or more"),
+        (PEAKS, GENES, {"downstream": float("nan")}, ValueError, r"downstream=nan is not a number of bases"),
+        (PEAKS, GENES, {"upstream": 10**13}, ValueError, r"upstream=10000000000000 is not a number of bases"),
         (PEAKS, GENES, {"var_mod": "atac"}, ValueError, r"var_mod='atac' names a modality.* Leave var_mod= out"),
     ],
 )
@@ -218,6 +220,10 @@ PAIRS = [["p1", "A"], ["p1", "B"], ["p2", "A"]]
     "given",
     [
         pytest.param(pd.DataFrame([*PAIRS, ["p3", None]], columns=["peak", "gene"]).assign(distance=0), id="table"),
+        pytest.param(
+            pd.DataFrame({"peak": ["p1", "p2", "p3"], "gene": ["A;B", "A", None], "distance": ["0;-254", "7", None]}),
+            id="table of Cell Ranger ATAC 1",
+        ),
         pytest.param({"p1": ["A", "B", "A"], "p2": "A", "p3": None}, id="dict"),
         pytest.param(pd.Series([["A", "B"], "A", np.nan], index=["p1", "p2", "p3"]), id="series"),
     ],

@@ -45,8 +45,6 @@ def label_column(obs: pd.DataFrame, groupby: str, where: str) -> pd.Categorical:
     """Read a column of labels, with unused categories dropped."""
     if not isinstance(groupby, str) or groupby not in obs.columns:
         raise KeyError(f"{where}.obs has no column {groupby!r}; it has {listing(obs.columns)}.")
-    if "/" in groupby:
-        raise ValueError(f"{groupby!r} cannot name stored columns: h5ad does not take '/' in keys. Rename the column.")
     column = obs[groupby]
     if pd.api.types.is_float_dtype(column):
         raise ValueError(

@@ -68,7 +68,7 @@ def expression(
     from .core.moments import scan
 
     stated = None
-    source, where = _source(data, held, var_mod)
+    source, where = _source(data, held, var_mod, model)
     cells, selected = _matched(held, source, where)
     if model is None:
         stored, genes, place = _expression_matrix(source, where, layer, use_raw)
@@ -81,6 +81,8 @@ def expression(
         genes, place = matrix.part.genes, matrix.decoder.where
         uns = source.uns if matrix.part.uns is None else matrix.part.uns
         stated = matrix.part.scale
+        if var_mod is not None and matrix.part.modality is None and not is_mudata(data):
+            raise ValueError(f"var_mod={var_mod!r} names a modality, but {place} has none. Leave var_mod= out.")
     if not genes.is_unique:
         repeated = genes[genes.duplicated()].unique()
         raise ValueError(
@@ -101,10 +103,10 @@ def expression(
     return Expression(matrix, genes, place, summary, scale, log_base), selected
 
 
-def _source(data: Data, held: Holder, var_mod: str | None) -> tuple[ad.AnnData, str]:
-    """Find the AnnData whose genes are meant."""
+def _source(data: Data, held: Holder, var_mod: str | None, model: object | None) -> tuple[ad.AnnData, str]:
+    """Find the AnnData whose genes are meant; a model may predict other modalities for it."""
     if not is_mudata(data):
-        if var_mod is not None:
+        if var_mod is not None and model is None:
             raise ValueError(f"var_mod={var_mod!r} names a modality, but the data is an AnnData. Leave var_mod= out.")
         return held.data, held.where
     if var_mod is not None:

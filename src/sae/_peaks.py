@@ -177,10 +177,11 @@ def read_pairs(var_to_gene: VarToGene) -> pd.DataFrame:
             f"var_to_gene= is a {type(var_to_gene).__name__}; expected a table with the columns 'peak' and 'gene', or a dict from "
             "variable to gene or genes."
         )
-    pairs = pairs.dropna().astype(str).drop_duplicates()
+    pairs = pairs.dropna().astype(str)
     if pairs.empty:
         raise ValueError("var_to_gene= has no pair of a variable and a gene.")
-    return pairs
+    # Early versions of Cell Ranger ATAC write all genes of a peak into one row.
+    return pairs.assign(gene=pairs["gene"].str.split(";")).explode("gene").drop_duplicates()
 
 
 def _positions(variables: pd.Index, wanted: pd.Series, where: str) -> np.ndarray:

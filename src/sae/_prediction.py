@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import anndata as ad
@@ -35,25 +35,23 @@ class Decoder:
     model: Any
     parts: tuple[Part, ...]
     where: str
+    intervenes: bool = False
+    """Whether the model changes what happens inside it instead of decoding a latent."""
 
     @classmethod
-    def of(cls, model: Any, z: np.ndarray, cell: Data) -> Decoder:
-        """Predict one cell, to see what a model predicts."""
+    def of(cls, model: Any, z: np.ndarray, cell: Data, *, steps: bool = False) -> Decoder:
+        """Predict one cell, to see what a model predicts; for `steps` by its method `intervene`, if it has one."""
         where = f"the prediction of {type(model).__name__}"
-        if not (_has(model, "decode") or _has(model, "intervene")):
+        intervenes = steps and _has(model, "intervene")
+        if not (intervenes or _has(model, "decode")):
             raise TypeError(
                 f"model= is a {type(model).__name__}, which has no method decode(z, data). Pass an object that returns "
                 "expression for the latent z of the cells in data: an AnnData, an array (cells × genes), or a dict with one "
                 "of them per modality."
             )
-        decoder = cls(model, (), where)
-        found = decoder._call(z, None, cell)
-        return cls(model, tuple(part for part, _ in decoder._split(found, cell)), where)
-
-    @property
-    def intervenes(self) -> bool:
-        """Whether the model changes what happens inside it instead of decoding a latent."""
-        return _has(self.model, "intervene")
+        decoder = cls(model, (), where, intervenes)
+        found = decoder._split(decoder._call(z, None, cell), cell)
+        return replace(decoder, parts=tuple(part for part, _ in found))
 
     def decode(self, z: np.ndarray, cells: Data, step: np.ndarray | None = None) -> list[np.ndarray]:
         """Predict some cells at `z` (n, d), or at `z` + `step`: an array (cells × genes) for each part."""
@@ -139,12 +137,9 @@ def predicted(model: object, latent: Matrix, cells: Data, modality: str | None) 
     Raises
     ------
     NotImplementedError
-        The model has no decoder.
+        The model has no decoder, as it says itself.
     """
     decoder = Decoder.of(model, dense_rows(latent, slice(0, 1)), cells[:1])
-    if decoder.intervenes:
-        # It says itself why there is no decoder.
-        model.decode(dense_rows(latent, slice(0, 1)), cells[:1])  # type: ignore[attr-defined]
     known = [part.modality for part in decoder.parts]
     if len(known) == 1 and known[0] is None:
         return Prediction(decoder, 0, latent, cells)

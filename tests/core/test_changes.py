@@ -111,6 +111,11 @@ def test_equal_changes_are_certain():
     assert found["score"] == np.inf and found["pval"] == 0
 
 
+def test_changes_that_cancel_are_no_change():
+    found = one_gene(2, np.array([1.0, 2.0]), np.array([2.0, 1.0]))
+    assert found["change"] == 0 and found["score"] == 0 and found["pval"] == 1
+
+
 def test_one_cell_has_no_p():
     found = one_gene(1, np.array([1.0]), np.array([2.0]))
     assert found["change"] == 1 and np.isnan(found["score"]) and np.isnan(found["pval"])

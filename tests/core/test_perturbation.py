@@ -192,6 +192,8 @@ def test_correlation_within_strata(layout, monkeypatch):
     rest = np.setdiff1d(np.arange(90), out)
     expected = correlations(a[rest], x[rest], strata[rest])
     np.testing.assert_allclose(whole.without(some).correlation(), expected, atol=1e-12)
+    few = np.array([1, 3])
+    np.testing.assert_array_equal(whole.of(few).correlation(), whole.correlation()[few])
 
 
 def test_what_does_not_vary_has_no_correlation():
@@ -281,6 +283,11 @@ def test_targets_are_placed_in_other_cells(circular):
         assert placed.gene[i] == highest
         assert placed.correlation[i] == pytest.approx(r[i, highest])
         assert placed.rank[i] == stats.rankdata(-np.abs(r[i]))[highest]
+        order = np.argsort((a > 0).sum(axis=0), kind="stable")
+        apart = np.abs(np.arange(80) - np.flatnonzero(order == i))
+        alike = order[np.argsort(apart, kind="stable")[1:51]]
+        best = [stats.rankdata(-np.abs(row))[genes[i]].min() for row in r[alike]]
+        assert placed.pval[i] == pytest.approx((1 + (best <= placed.rank[i]).sum()) / 51)
         # With the perturbed cells, the target is the first gene in any case.
         assert np.abs(everywhere[i]).argmax() == i
     if circular:
@@ -289,6 +296,19 @@ def test_targets_are_placed_in_other_cells(circular):
         assert (placed.rank == 1).all() and (placed.percentile == 1).all()
         assert placed.pval.max() <= 0.1 and placed.pval_random < 0.05
         assert placed.expected < 0.7 and placed.pval_exchanged == pytest.approx(0.5, abs=0.05)
+
+
+def test_features_are_exchanged_though_they_are_not_alike(monkeypatch):
+    monkeypatch.setattr(core, "N_ALIKE", 2)
+    a, x, codes, strata = perturbed_cells(circular=False)
+    a[:400, 0] = 0
+    own = [np.flatnonzero(codes == 1), np.flatnonzero(codes == 2)]
+    # Either feature knows the target of the other: exchanged, they stand higher.
+    genes = [np.array([1]), np.array([0])]
+    args = sparse.csr_matrix(a), x, strata, own, genes, np.eye(2, 80), np.random.default_rng(0)
+    placed = place_targets(*args, min_cells=10)
+    assert placed.feature.tolist() == [0, 1] and placed.percentile.max() < 1
+    assert placed.pval_exchanged == 1
 
 
 def test_features_that_other_cells_lack():

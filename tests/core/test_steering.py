@@ -41,6 +41,14 @@ def test_a_reconstruction_moves_every_cell():
     np.testing.assert_allclose(moving.of(np.array([2])), [[-6 + 4, 8 + 5]])
 
 
+@pytest.mark.parametrize(
+    ("intervention", "dose", "expected"),
+    [("set", 2, 6), ("set", -1, 0), ("add", -1, -3), ("scale", 0.5, 0.5), ("ablate", 1, 0)],
+)
+def test_strength_of_a_step(intervention, dose, expected):
+    assert steps(intervention, 3.0, dose).strength == expected
+
+
 def test_steps_along_another_direction_are_as_long():
     other = steps("scale", dose=3.0).along(np.array([0.0, 0.1]))
     np.testing.assert_allclose(

@@ -295,3 +295,17 @@ def test_a_progress_bar(capsys, monkeypatch):
     activations(nn.Linear(2, 2), "", iter([torch.ones(3, 2)] * 4), progress=False)
     assert [(args[0], how["shown"]) for args, how in bars] == [(4, True), (0, False)]
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("batches", [torch.ones(4, 5), np.ones((4, 5)), {"input": torch.ones(4, 5)}])
+def test_one_batch_is_not_several(batches):
+    with pytest.raises(TypeError, match=f"batches= is a {type(batches).__name__}, which is one batch and not several"):
+        activations(torch.nn.Sequential(torch.nn.Linear(5, 3)), "0", batches)
+
+
+def test_settings_that_are_none():
+    module = torch.nn.Sequential(torch.nn.Linear(5, 3))
+    with pytest.raises(ValueError, match="pool='cls' is not None, 'mean' or the number of a token"):
+        activations(module, "0", [torch.ones(4, 2, 5)], pool="cls")
+    with pytest.raises(TypeError, match="module= is a dict; expected a torch.nn.Module"):
+        activations({}, "0", [])

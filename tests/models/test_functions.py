@@ -134,3 +134,27 @@ def test_verbs_take_it(encoded):
     sae.tl.rank_genes(encoded, model=Functions(decode=lambda z, data: z @ loadings, scale="log1p"), progress=False)
     table = sae.get.genes(encoded)
     assert np.isfinite(table["log2fc"]).all() and len(table)
+
+
+def test_scale_is_checked_at_once():
+    with pytest.raises(ValueError, match="scale='Log1p' is not one of 'log1p', 'linear', 'log'"):
+        Functions(decode=decode, scale="Log1p")
+    with pytest.raises(ValueError, match="scale='counts' is not one of"):
+        Functions(decode=decode, scale={"rna": "log1p", "atac": "counts"})
+
+
+@pytest.mark.parametrize(
+    ("returned", "error", "message"),
+    [
+        (None, TypeError, "decode returned None. Return an array"),
+        (
+            np.zeros((7, 20)),
+            ValueError,
+            r"decode returned the shape \(7, 20\) for \d+ cells; expected a row for each cell",
+        ),
+    ],
+)
+def test_decode_without_a_row_per_cell(make_adata, returned, error, message):
+    adata = make_adata()
+    with pytest.raises(error, match=message):
+        Functions(decode=lambda z, data: returned).decode(adata.obsm["X_pca"], adata)

@@ -535,10 +535,10 @@ def nothing(cells):
         (
             fractions,
             ValueError,
-            r"adata.X has 3 values that are not counts, in 2 of 24 cells; the first is 0.5 in cell '0', gene 'ENSG\d+'. .* "
+            r"adata.X does not hold counts, which Geneformer reads: 3 of the 1344 values .* \(0.5 of 'ENSG\d+', for one\). "
             "Pass layer=",
         ),
-        (scaled, ValueError, "adata.X has [0-9]+ values that are not counts, in 24 of 24 cells; the first is -1"),
+        (scaled, ValueError, "adata.X does not hold counts, .* negative or not whole .-1"),
         (missing, ValueError, "adata.X has 1 NaN"),
         (
             nothing,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import torch
 from scipy import sparse, stats
 from scipy.special import logsumexp
 
+import sae
 from sae.models._multidgd import MultiDGD
 
 FILES = Path(__file__).parent / "multidgd"
@@ -320,7 +322,9 @@ def test_features_by_name():
     for modality, part in model.decode(z, shuffled).items():
         np.testing.assert_array_equal(part.var_names, expected[modality].var_names)
         np.testing.assert_allclose(part.X, expected[modality].X, rtol=1e-2)
-    with pytest.raises(ValueError, match=r"lacks 2 of 20 features of the model: 'gene0', 'gene1'\. .* as zeros"):
+    with pytest.raises(
+        ValueError, match=r"lacks 2 of the 20 features \(10.0%\) that .*: 'gene0', 'gene1'\. .* as zeros"
+    ):
         model.decode(z, adata[:, 2:])
     # Names are enough where no counts are read.
     names_only = proportions(var_names=options["var_names"])
@@ -386,9 +390,12 @@ def test_unknown_cells_are_named():
     ):
         proportions().embed(adata)
     adata.obs_names = [*adata.obs_names[:7], "new1", "new1"]
-    for method in (proportions().embed, proportions().covariates):
-        with pytest.raises(ValueError, match=r"data has names that occur more than once \('new1'\)"):
-            method(adata)
+    with pytest.raises(
+        ValueError, match=r"data has names that occur more than once \('new1'\).* obs_names_make_unique"
+    ):
+        proportions().embed(adata)
+    with pytest.raises(ValueError, match="does not know the covariate of 2 of 9 cells: 'new1', 'new1'"):
+        proportions().covariates(adata)
 
 
 @pytest.mark.parametrize(
@@ -407,7 +414,7 @@ def test_counts_are_needed():
     observed = {"library_size": "observed"}
     searching = {"n_epochs": 1, "progress": False, **forgetting("multiome", "test")}
     for layer, value in (("logs", r"\d\.\d+"), ("negative", r"-\d+")):
-        error = rf"adata with var\['modality'\] = 'GEX' has {value} in layers\['{layer}'\], and counts are needed"
+        error = rf"adata with .* = 'GEX', layer '{layer}', does not hold counts, .* \({value} of 'gene\d+', for one\)"
         with pytest.raises(ValueError, match=error):
             MultiDGD(FILES / "multiome", layer=layer, **observed).decode(z, adata)
         with pytest.raises(ValueError, match=error):
@@ -612,3 +619,38 @@ def test_names_of_cells_that_look_like_numbers(folder):
     expected = proportions().embed(adata)
     adata.obs_names = obs.index
     np.testing.assert_array_equal(MultiDGD(folder).embed(adata), expected)
+
+
+# ---- Steering
+
+
+@pytest.mark.parametrize("library_size", [1e4, "observed"])
+@pytest.mark.parametrize("convert", [lambda adata: adata, as_mudata], ids=["anndata", "mudata"])
+def test_steering(convert, library_size):
+    """Controls decode the same cells several times, with the covariate of each."""
+    data, model = convert(cells()), MultiDGD(FILES / "multiome", library_size=library_size)
+    data.obsm["X_dgd"] = model.embed(data)
+    sae.tl.fit(data, use_rep="X_dgd", n_features=8, steps=50, progress=False)
+    sae.tl.encode(data)
+    sae.tl.steer(data, 0, model=model, value=1.0, doses=[1.0], n_controls=3, progress=False)
+    genes = sae.get.steering(data)
+    assert set(genes["modality"]) == ({"GEX", "ATAC"} if isinstance(data, ad.AnnData) else {"rna", "atac"})
+    assert np.isfinite(genes["change"]).all()
+
+
+@pytest.mark.parametrize("convert", [lambda adata: adata, as_mudata], ids=["anndata", "mudata"])
+def test_a_cell_may_be_there_several_times(convert):
+    data, rows = convert(cells()), [5, 5, 3, 5]
+    model = MultiDGD(FILES / "multiome", library_size="observed")
+    z = model.embed(data)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Observation names are not unique")
+        found = model.decode(z[rows], data[rows])
+    for modality, part in model.decode(z, data).items():
+        np.testing.assert_allclose(found[modality].X, part.X[rows], rtol=1e-5)
+
+
+def test_other_things_than_cells():
+    for call in (proportions().embed, lambda data: proportions().decode(np.zeros((3, 5)), data)):
+        with pytest.raises(TypeError, match="Expected an AnnData or a MuData, got ndarray"):
+            call(np.zeros((3, 5)))

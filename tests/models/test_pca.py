@@ -277,7 +277,7 @@ def test_genes_that_are_missing_or_repeated(cells):
     ):
         model.embed(few)
     cells.var_names = [*cells.var_names[:-1], cells.var_names[3]]
-    with pytest.raises(ValueError, match="adata has gene names that occur more than once .*var_names_make_unique"):
+    with pytest.raises(ValueError, match="adata has names that occur more than once .*var_names_make_unique"):
         model.embed(cells)
 
 
@@ -286,13 +286,37 @@ def test_genes_that_are_missing_or_repeated(cells):
     [
         (np.zeros((500, 11)), r"PCA decodes a latent of 12 dimensions; got an array of shape \(500, 11\)"),
         (np.zeros((499, 12)), "The latent has 499 rows and data 500 cells"),
+        (
+            np.where(np.arange(500)[:, None] % 200 == 7, np.nan, np.zeros(12)),
+            "NaN or infinite values in 3 of 500 rows, row 7 first",
+        ),
     ],
-    ids=["width", "rows"],
+    ids=["width", "rows", "NaN"],
 )
 def test_a_latent_of_another_shape(cells, z, message):
     sc.pp.pca(cells, n_comps=12)
     with pytest.raises(ValueError, match=message):
         PCA(cells).decode(z, cells)
+
+
+def test_a_layer_with_nan_is_not_what_fits(cells):
+    """Predictions that `sae.tl.steer` adds as a layer are NaN outside the mask."""
+    sc.pp.pca(cells, n_comps=12, mask_var="variable")
+    cells.layers["a prediction"] = PCA(cells).decode(cells.obsm["X_pca"], cells).X
+    cells.layers["kept"] = cells.X.copy()
+    cells.X = cells.X * 2
+    with pytest.raises(ValueError, match=r"It fits adata.layers\['kept'\]: pass it as layer="):
+        PCA(cells)
+    del cells.layers["kept"]
+    with pytest.raises(ValueError, match=r"Other layers do not fit either \('a prediction'\)"):
+        PCA(cells)
+
+
+def test_corrected_scores_cannot_be_decoded(cells):
+    sc.pp.pca(cells, n_comps=12)
+    cells.obsm["X_pca_harmony"] = cells.obsm["X_pca"] + 1
+    with pytest.raises(KeyError, match="varm has no 'X_pca_harmony'.* corrected afterwards .Harmony. have none"):
+        PCA(cells, basis="X_pca_harmony")
 
 
 def test_verbs_take_it(cells):

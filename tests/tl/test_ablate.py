@@ -501,6 +501,17 @@ def test_what_another_sae_reads_is_not_replaced(encoded):
         sae.tl.ablate(encoded, 1)
 
 
+def test_what_another_sae_has_ablated_is_not_replaced(encoded):
+    sae.tl.fit(encoded, n_features=8, steps=10, key_added="second", progress=False)
+    sae.tl.encode(encoded, key="second", progress=False)
+    sae.tl.ablate(encoded, 0)
+    with pytest.raises(ValueError, match=r"obsm\['X_pca_ablated'\] exists and is no earlier ablation with this SAE"):
+        sae.tl.ablate(encoded, 1, key="second")
+    np.testing.assert_allclose(encoded.obsm["X_pca_ablated"], without(encoded, [0]), atol=1e-4)
+    sae.tl.ablate(encoded, 1, key="second", key_added="other")
+    sae.tl.ablate(encoded, 1)
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_three_batches_of_pbmc(seed):
     """Three chemistries: batches mix, cell types stay, and random features do not mix batches."""

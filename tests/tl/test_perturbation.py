@@ -230,6 +230,16 @@ def test_cells_without_a_label_are_left_out(screen):
         pd.testing.assert_frame_equal(tables(screen)[name], tables(kept)[name])
 
 
+def test_perturbation_without_any_active_feature(screen):
+    silent = screen.obs["gene"].isin(["g3", "none"]).to_numpy()
+    screen.obsm["sae"] = sparse.csr_matrix(screen.obsm["sae"].toarray() * ~silent[:, None])
+    perturbation(screen, "gene", "none", **QUICK)
+    features, summary, _ = tables(screen).values()
+    assert summary["status"].tolist() == ["tested"] * 3 + ["no feature differs between enough cells"]
+    assert summary["n_responding"].iloc[3] == 0 and np.isnan(summary["pval"].iloc[3])
+    assert "g3" not in set(features["perturbation"])
+
+
 @pytest.mark.parametrize("control", [False, "False"])
 def test_boolean_column(screen, control):
     screen.obs["treated"] = (screen.obs["gene"] == "g0").to_numpy()
@@ -409,8 +419,9 @@ def broken(adata, kind):
         ("", {"layer": "counts"}, KeyError, "no 'counts'"),
         ("", {"var_mod": "rna"}, ValueError, "var_mod='rna' names a modality"),
         ("", {"mod": "rna"}, ValueError, "mod='rna' names a modality"),
-        ("", {"min_cells": 1}, ValueError, "min_cells=1 is below 2"),
-        ("", {"n_permutations": 0}, ValueError, "n_permutations=0 is below 1"),
+        ("", {"min_cells": 1}, ValueError, "min_cells=1 is not an integer of 2 or more"),
+        ("", {"n_permutations": 0}, ValueError, "n_permutations=0 is not an integer of 1 or more"),
+        ("", {"n_permutations": 20.0}, ValueError, r"n_permutations=20\.0 is not an integer"),
         ("", {"max_fdr": 5}, ValueError, "max_fdr=5 is not a rate"),
         ("", {"key": "other"}, KeyError, "no SAE 'other'"),
         ("nan", {}, ValueError, "NaN or infinite"),

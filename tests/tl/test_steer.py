@@ -5,7 +5,7 @@ import mudata
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
+from scipy import sparse, stats
 from sklearn.metrics import roc_auc_score
 
 import sae
@@ -124,6 +124,11 @@ def test_mean_of_a_reference(adata, feature):
     np.testing.assert_allclose(doses["value"], [mean, 2 * mean], rtol=1e-6)
 
 
+def test_the_value_told_is_the_one_set(adata, feature):
+    assert steer(adata, feature, value=2, doses=[-1, 0, 1.5])["doses"]["value"].tolist() == [0, 0, 3]
+    assert steer(adata, feature, value=2, doses=[-1], intervention="add")["doses"]["value"].tolist() == [-2]
+
+
 def test_nothing_changes_where_the_activation_does_not(adata, feature):
     """Not even by what the SAE fails to reconstruct."""
     found = steer(adata, feature, intervention="scale", doses=[1.0])
@@ -165,8 +170,18 @@ def test_cells_by_name_and_by_mask(adata, feature):
     by_name = steer(adata, feature, cells=list(adata.obs_names[mask][::-1]))
     pd.testing.assert_frame_equal(by_mask["genes"], by_name["genes"])
     assert by_mask["doses"]["n_cells"].tolist() == [67] * 4
-    as_series = steer(adata, feature, cells=pd.Series(mask, index=adata.obs_names))
-    pd.testing.assert_frame_equal(by_mask["genes"], as_series["genes"])
+    as_series = pd.Series(mask, index=adata.obs_names, dtype="boolean")
+    for cells in (list(mask), as_series, as_series[::-1]):
+        pd.testing.assert_frame_equal(by_mask["genes"], steer(adata, feature, cells=cells)["genes"])
+
+
+def test_names_that_occur_twice(adata, feature):
+    adata.obs_names = ["x", "x", *adata.obs_names[2:]]
+    assert steer(adata, feature, cells=["x", "cell7"])["params"]["n_cells"] == 3
+    with pytest.raises(
+        ValueError, match=r"layer_added='up' puts predictions in their places by name, .* more than once"
+    ):
+        steer(adata, feature, doses=1, layer_added="up")
 
 
 def test_labels_that_cells_move_towards(adata, feature):
@@ -241,6 +256,63 @@ def test_features_of_other_seeds_are_controls_too(adata, feature):
     assert (both["n_features"] > alone["n_features"]).all()
 
 
+def test_controls_are_of_the_same_representation(adata, feature, compare):
+    adata.obsm["X_other"] = adata.obsm["X_pca"][:, ::-1].copy()
+    sae.tl.fit(adata, use_rep="X_other", n_features=24, k=4, steps=50, key_added="other", progress=False)
+    sae.tl.encode(adata, key="other")
+    before = compare.state(adata)
+    with pytest.raises(ValueError, match=r"'other' of control_keys= is of 'X_other' and 'sae' of 'X_pca'"):
+        steer(adata, feature, control_keys=["other"])
+    compare.assert_same(before, compare.state(adata))
+
+
+def test_gene_sets_without_controls(adata, feature):
+    settings = {"net": SETS, "doses": [1], "value": 3, "groupby": "group"}
+    alone = steer(adata, feature, **settings)["controls"]
+    beside = steer(adata, feature, **settings, n_controls=3)["controls"]
+    pd.testing.assert_frame_equal(alone[["measure", "name", "value"]], beside[["measure", "name", "value"]])
+    assert (alone["n_features"] == 0).all() and alone["above_features"].isna().all()
+    assert len(steer(adata, feature)["controls"]) == 0
+
+
+def test_a_layer_that_an_sae_is_of_stays(adata, feature):
+    adata.layers["log"] = adata.X.copy()
+    sae.tl.fit(adata, layer="log", n_features=24, k=4, steps=20, key_added="genes", progress=False)
+    with pytest.raises(ValueError, match=r"layers\['log'\] holds the representation of the SAE 'genes'"):
+        steer(adata, feature, doses=1, layer_added="log")
+    np.testing.assert_array_equal(adata.layers["log"], adata.X)
+
+
+def test_a_view_and_a_backed_file(adata, feature, tmp_path):
+    settings = {"doses": [1], "value": 2, "groupby": "group", "n_controls": 2, "key_added": "X_up", "layer_added": "up"}
+    expected = adata.copy()
+    found = steer(expected, feature, **settings)
+    view = adata[:]
+    with pytest.warns(ad.ImplicitModificationWarning):
+        of_view = steer(view, feature, **settings)
+    assert "steering" not in adata.uns["sae"] and "up" not in adata.layers
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    backed = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    for table in ("genes", "doses", "labels", "controls"):
+        pd.testing.assert_frame_equal(found[table], of_view[table])
+    for data in (view, backed):
+        of_data = steer(data, feature, **settings)
+        pd.testing.assert_frame_equal(found["controls"], of_data["controls"])
+        np.testing.assert_array_equal(data.obsm["X_up"], expected.obsm["X_up"])
+    backed.file.close()
+
+
+@pytest.mark.parametrize("convert", [sparse.csr_matrix, np.float64, pd.DataFrame], ids=["csr", "float64", "frame"])
+def test_other_forms_of_the_latent(adata, feature, convert):
+    settings = {"doses": [1], "value": 2, "groupby": "group", "reconstruct": True}
+    expected = steer(adata, feature, **settings)
+    latent = adata.obsm["X_pca"]
+    adata.obsm["X_pca"] = convert(latent) if convert is not pd.DataFrame else pd.DataFrame(latent, adata.obs_names)
+    found = steer(adata, feature, **settings)
+    for table in ("genes", "doses", "labels"):
+        pd.testing.assert_frame_equal(expected[table], found[table], rtol=1e-4)
+
+
 def test_a_model_that_takes_steps(adata, feature):
     z = pd.DataFrame(adata.obsm["X_pca"], index=adata.obs_names)
     decoded = steer(adata, feature, groupby="group")
@@ -249,6 +321,10 @@ def test_a_model_that_takes_steps(adata, feature):
         pd.testing.assert_frame_equal(decoded[table], hooked[table])
     with pytest.raises(NotImplementedError, match="Hooked has no decoder"):
         sae.tl.rank_genes(adata, model=Hooked(Model(), z))
+    # A step is measured as well.
+    sae.tl.steer(adata, feature, model=Hooked(Model(), z), value=2, doses=[1], layer_added="up", progress=False)
+    expected = Model().values(moved(adata, feature, lambda a: 2 + 0 * a))
+    np.testing.assert_allclose(adata.layers["up"][:, :14], expected[:, :14], rtol=1e-4, atol=1e-5)
 
 
 def test_logarithms_have_a_fold_change(adata, feature):
@@ -387,6 +463,16 @@ BAD = {
     "unknown key": ({"control_keys": ["other"]}, KeyError, r"no SAE 'other'"),
     "no decoder": ({"model": object()}, TypeError, r"model= is a object, which has no method decode\(z, data\)"),
     "another width": ({"model": Model(4)}, ValueError, r"matmul"),
+    "mask of other cells": (
+        {"cells": pd.Series([True] * 200)},
+        ValueError,
+        r"mask whose index is not the obs_names of adata",
+    ),
+    "modality of none": (
+        {"var_mod": "rna"},
+        ValueError,
+        r"var_mod='rna' names a modality, but the prediction of Model",
+    ),
     "unknown genes": ({"net": {"s": ["HBB"]}}, ValueError, r"no gene in common"),
     "unknown feature": ({"feature": "sae_99"}, KeyError, r"no feature 'sae_99'"),
 }

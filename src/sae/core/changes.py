@@ -97,7 +97,7 @@ def paired_test(changes: Changes, log_base: float | None, pseudocount: float, *,
         # What rounding leaves of equal changes is no variance.
         spread = changes.squares - n * change**2
         variance = np.where(spread > 1e-12 * changes.squares, spread, 0) / (n - 1)
-        score = np.where(change == 0, np.nan, change / np.sqrt(variance / n))
+        score = np.where(changes.squares == 0, np.nan, change / np.sqrt(variance / n))
         before = changes.before / n
         if log:
             log2fc = change / np.log(2)

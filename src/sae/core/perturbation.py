@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import sparse
@@ -167,6 +167,10 @@ class Sums:
     xx: np.ndarray
     ax: np.ndarray
 
+    def of(self, features: np.ndarray) -> Sums:
+        """Keep some of the features."""
+        return replace(self, a=self.a[:, features], aa=self.aa[features], ax=self.ax[features])
+
     def without(self, some: Sums) -> Sums:
         """Leave out the cells of other sums."""
         return Sums(**{name: value - getattr(some, name) for name, value in vars(self).items()})
@@ -222,15 +226,12 @@ def places(r: np.ndarray, genes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Ranks (f, t), 1 for the largest abs(r), and percentiles (f, t), the share of the other genes that have a smaller one; ties
     count half.
     """
-    known = ~np.isnan(r[0])
-    ordered = np.sort(np.abs(r[:, known]), axis=1)
-    chosen = np.abs(r[:, genes])
-    lower, not_higher = (
-        np.array([np.searchsorted(row, values, side) for row, values in zip(ordered, chosen, strict=True)])
-        for side in ("left", "right")
-    )
-    n = known.sum()
-    rank = np.where(np.isnan(chosen), np.nan, (2 * n - lower - not_higher + 1) / 2)
+    size = np.abs(r)
+    chosen = size[:, genes]
+    higher = np.stack([(size > one[:, None]).sum(axis=1) for one in chosen.T], axis=1)
+    not_lower = np.stack([(size >= one[:, None]).sum(axis=1) for one in chosen.T], axis=1)
+    n = int(np.count_nonzero(~np.isnan(r[0])))
+    rank = np.where(np.isnan(chosen), np.nan, (higher + not_lower + 1) / 2)
     return rank, (n - rank) / max(n - 1, 1)
 
 
@@ -316,15 +317,18 @@ def place_targets(
     whole = sums(a, x, strata, n_strata)
     feature, gene, found = np.full(m, -1), np.full(m, -1), np.full((4, m), np.nan)
     feature[responding] = best
-    percentile = np.zeros((len(kept), m))
+    percentile = np.full((len(kept), m), np.nan)
     for i in responding.tolist():
-        r = whole.without(sums(a[own[i]], select_rows(x, own[i]), strata[own[i]], n_strata)).correlation()
+        # Those that are exchanged, and those like the one that responds.
+        compared = np.unique(np.searchsorted(kept, [*best, *alike[feature[i]]]))
+        some = sums(a[own[i]][:, compared], select_rows(x, own[i]), strata[own[i]], n_strata)
+        r = whole.of(compared).without(some).correlation()
         known = genes[i][~np.isnan(r[0, genes[i]])]
         if len(known):
             rank, share = places(r, known)
-            row = np.searchsorted(kept, feature[i])
+            row = np.searchsorted(kept[compared], feature[i])
             first = share[row].argmax()
-            gene[i], percentile[:, i] = known[first], share.max(axis=1)
+            gene[i], percentile[compared, i] = known[first], share.max(axis=1)
             found[:3, i] = r[row, known[first]], rank[row, first], share[row, first]
     placed = np.flatnonzero(gene >= 0)
     rows = np.searchsorted(kept, feature[placed])

@@ -54,6 +54,15 @@ class Steps:
     dose: float
     offset: np.ndarray | None = None
 
+    @property
+    def strength(self) -> float:
+        """The activation that is set or added, or the factor."""
+        if self.intervention == "set":
+            return max(0.0, self.dose * self.value)
+        if self.intervention == "add":
+            return self.dose * self.value
+        return self.dose if self.intervention == "scale" else 0.0
+
     def amount(self, cells: np.ndarray | slice) -> np.ndarray:
         """Return a' − a (m,) of some cells."""
         a = self.activation[cells].astype(np.float64)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -63,7 +64,7 @@ def activations(
     KeyError
         A batch that lacks the entry named by `mask`.
     TypeError
-        A layer whose output is no tensor.
+        A layer whose output is no tensor; one batch instead of several; no module.
 
     Examples
     --------
@@ -75,6 +76,13 @@ def activations(
     (10, 3)
     """
     found = _submodule(module, layer)
+    if pool not in (None, "mean") and not isinstance(pool, Integral):
+        raise ValueError(f"pool={pool!r} is not None, 'mean' or the number of a token (0 for CLS).")
+    if isinstance(batches, Mapping) or hasattr(batches, "shape"):
+        raise TypeError(
+            f"batches= is a {type(batches).__name__}, which is one batch and not several. Pass a list of them: [batch], or "
+            "tensor.split(256)."
+        )
     outputs: list[Any] = []
     # A copy: the next layer may change this in place.
     hook = found.register_forward_hook(lambda _module, _inputs, output: outputs.append(_tensor(output, layer).clone()))
@@ -163,6 +171,10 @@ class _Rows:
 
 
 def _submodule(module: torch.nn.Module, layer: str) -> torch.nn.Module:
+    import torch
+
+    if not isinstance(module, torch.nn.Module):
+        raise TypeError(f"module= is a {type(module).__name__}; expected a torch.nn.Module.")
     names = dict(module.named_modules())
     if layer not in names:
         nearest = difflib.get_close_matches(str(layer), list(names), n=5, cutoff=0)

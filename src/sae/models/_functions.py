@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import anndata as ad
 import numpy as np
@@ -33,6 +33,8 @@ class Functions:
     ------
     TypeError
         Neither of them, or something that cannot be called.
+    ValueError
+        Another scale.
 
     Examples
     --------
@@ -64,6 +66,9 @@ class Functions:
         for name, function in (("embed", embed), ("decode", decode)):
             if function is not None and not callable(function):
                 raise TypeError(f"{name}= is a {type(function).__name__}, which cannot be called. Pass a function.")
+        for given in scale.values() if isinstance(scale, Mapping) else (scale,):
+            if given not in (None, *get_args(Scale)):
+                raise ValueError(f"scale={given!r} is not one of {listing(get_args(Scale))}.")
         self._embed, self._decode = embed, decode
         self._genes, self._scale = genes, scale
 
@@ -117,7 +122,12 @@ class Functions:
             return found
         scale = self._scale.get(str(modality)) if isinstance(self._scale, Mapping) else self._scale
         values, genes = _array(found, "decode"), self._columns(data, modality)
-        if values.shape != (data.n_obs, len(genes)):
+        if values.ndim != 2 or len(values) != data.n_obs:
+            raise ValueError(
+                f"decode returned the shape {values.shape}{of} for {data.n_obs} cells; expected a row for each cell in data, "
+                "which may be some of those that the model was made with."
+            )
+        if values.shape[1] != len(genes):
             raise ValueError(
                 f"decode returned the shape {values.shape}{of} for {data.n_obs} cells and {len(genes)} genes. Pass the names "
                 "of its columns as genes= if they are not the genes of the data."
@@ -145,6 +155,8 @@ class Functions:
 
 def _array(values: Any, function: str) -> np.ndarray:
     """Convert an array, a tensor or a sparse matrix to float32."""
+    if values is None:
+        raise TypeError(f"{function} returned None. Return an array: a row for each cell in data.")
     if hasattr(values, "detach"):
         values = values.detach().cpu()
     if sparse.issparse(values):

@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from .._data import Data, Representation, holder, is_mudata, listing, representation
+from .._data import Data, holder, is_mudata, listing, representation
 from .._progress import progress_bar
 from ..core.rows import row_blocks
 from ._model import prediction
+from ._reading import refuse_fractions
 from ._tokens import Batch, Dictionary, Vocabulary, rank
 
 if TYPE_CHECKING:
@@ -309,12 +310,11 @@ class Geneformer:
             raise TypeError(f"Geneformer reads one modality: pass mdata[name], of {listing(data.mod)}.")
         found = representation(holder(data, None), "X" if self._layer is None else None, self._layer)
         tokens = self._tokens(data)
-        _refuse_other_than_counts(found, data)
-        cells = [
-            genes
-            for _, part in chunks(found.matrix)
-            for genes in rank(sparse.csr_matrix(part), tokens, self._known.medians, self._context)
-        ]
+        cells: list[np.ndarray] = []
+        for _, part in chunks(found.matrix):
+            counts = sparse.csr_matrix(part)
+            refuse_fractions(counts, data.var_names, found.where, "Geneformer", "Pass layer= with the raw counts.")
+            cells += rank(counts, tokens, self._known.medians, self._context)
         empty = [name for name, genes in zip(data.obs_names, cells, strict=True) if len(genes) == 0]
         if empty:
             raise ValueError(
@@ -414,28 +414,6 @@ def _matrix(shape: tuple[int, int], out: str | Path | None) -> np.ndarray:
     if out is None:
         return np.empty(shape, dtype=np.float32)
     return np.lib.format.open_memmap(out, mode="w+", dtype=np.float32, shape=shape)
-
-
-def _refuse_other_than_counts(found: Representation, data: ad.AnnData) -> None:
-    """Raise an error that says how many values are not whole numbers from 0 up, and where the first is."""
-    from ..core.moments import chunks
-
-    n_values, n_cells, first = 0, 0, ""
-    for rows, part in chunks(found.matrix):
-        part = sparse.csr_matrix(part)
-        wrong = np.flatnonzero((part.data < 0) | (part.data != np.rint(part.data)))
-        if len(wrong) == 0:
-            continue
-        of_cell = np.searchsorted(part.indptr, wrong, side="right") - 1
-        n_values, n_cells = n_values + len(wrong), n_cells + len(np.unique(of_cell))
-        if not first:
-            cell, gene = data.obs_names[rows.start + of_cell[0]], data.var_names[part.indices[wrong[0]]]
-            first = f"{part.data[wrong[0]]:.6g} in cell {str(cell)!r}, gene {str(gene)!r}"
-    if n_values:
-        raise ValueError(
-            f"{found.where} has {n_values} values that are not counts, in {n_cells} of {data.n_obs} cells; the first is {first}. "
-            "Geneformer ranks raw counts. Pass layer= with them."
-        )
 
 
 def _check_settings(pool: str, min_share: float, mask_share: float, batch_size: int, *, cls: bool) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol, TypeAlias
+import math
+from typing import Any, Literal, Protocol, TypeAlias
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 
-from .._data import Data
+from .._data import Data, holder
 
 Scale: TypeAlias = Literal["log1p", "linear", "log"]
 Prediction: TypeAlias = "ad.AnnData | dict[str, ad.AnnData]"
@@ -48,8 +49,9 @@ def prediction(values: np.ndarray, cells: pd.Index, genes: pd.Index, scale: Scal
     return ad.AnnData(values, obs=pd.DataFrame(index=cells), var=pd.DataFrame(index=genes), uns=uns)
 
 
-def check_latent(z: np.ndarray, n_cells: int, n_latent: int, model: str) -> np.ndarray:
-    """Refuse a latent of another shape than a model decodes, and return it as float32."""
+def check_latent(z: np.ndarray, data: Data, n_latent: int, model: str) -> np.ndarray:
+    """Refuse a latent that is not of the cells in `data` or not of the model, and return it as float32."""
+    n_cells = holder(data, None).data.n_obs
     z = np.asarray(z)
     if z.ndim != 2 or z.shape[1] != n_latent:
         raise ValueError(
@@ -58,4 +60,16 @@ def check_latent(z: np.ndarray, n_cells: int, n_latent: int, model: str) -> np.n
         )
     if len(z) != n_cells:
         raise ValueError(f"The latent has {len(z)} rows and data {n_cells} cells; {model} needs a row per cell.")
-    return np.ascontiguousarray(z, dtype=np.float32)
+    z = np.ascontiguousarray(z, dtype=np.float32)
+    bad = np.flatnonzero(~np.isfinite(z).all(axis=1))
+    if len(bad):
+        raise ValueError(f"The latent has NaN or infinite values in {len(bad)} of {n_cells} rows, row {bad[0]} first.")
+    return z
+
+
+def check_library_size(library_size: Any) -> None:
+    """Refuse what is neither a number of counts nor "observed"."""
+    if library_size != "observed" and not (
+        isinstance(library_size, int | float | np.number) and 0 < library_size < math.inf
+    ):
+        raise ValueError(f"library_size={library_size!r} is neither a number of counts above 0 nor 'observed'.")

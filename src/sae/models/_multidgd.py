@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,11 +13,12 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from .._data import Data, is_mudata, listing, readable
+from .._data import Data, holder, is_mudata, listing, readable
 from .._progress import progress_bar
 from ..core.rows import row_blocks, select_rows, take_rows
-from ._model import Prediction, check_latent, prediction
+from ._model import Prediction, check_latent, check_library_size, prediction
 from ._multidgd_files import Checkpoint, read_checkpoint
+from ._reading import cells_in, genes_in, refuse_fractions, unique
 
 if TYPE_CHECKING:
     from ..core.dgd import Network
@@ -34,17 +35,23 @@ LEAST_CORRELATION = 0.3
 
 @dataclass(frozen=True)
 class Features:
-    """A modality of the model in some data: columns of an object there."""
+    """A modality of the model in some data: columns of an object there, and the names of the cells in the data."""
 
     key: str
     source: ad.AnnData
     columns: np.ndarray
     where: str
+    cells: pd.Index
 
     @property
     def names(self) -> pd.Index:
         """Names of the features."""
         return self.source.var_names[self.columns]
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """Where the cells are in the object, −1 for those that it lacks."""
+        return cells_in(self.source.obs_names, self.cells, self.where)
 
 
 class MultiDGD:
@@ -149,8 +156,7 @@ class MultiDGD:
         device: str = "auto",
         progress: bool = True,
     ) -> None:
-        if library_size != "observed" and not (isinstance(library_size, int | float) and 0 < library_size < math.inf):
-            raise ValueError(f"library_size={library_size!r} is neither a number of counts above 0 nor 'observed'.")
+        check_library_size(library_size)
         if new_cells not in ("error", "optimise"):
             raise ValueError(f"new_cells={new_cells!r} is neither 'error' nor 'optimise'.")
         if n_epochs < 1:
@@ -184,7 +190,7 @@ class MultiDGD:
         KeyError
             `data` lacks the layer.
         """
-        names = _unique(data.obs_names, "data", "obs_names_make_unique()")
+        names = unique(holder(data, None).data.obs_names, "data", "obs_names_make_unique()")
         rows = self._latents.index.get_indexer(names)
         new = (rows < 0) | (rows >= self._n_learned)
         if new.any() and not self._optimise:
@@ -213,12 +219,12 @@ class MultiDGD:
         Raises
         ------
         ValueError
-            `z` has another shape; the covariate of cells is not known; `data` has other features than the model; values that
+            `z` has another shape, or NaN; the covariate of cells is not known; `data` has other features than the model; values that
             are not counts, if `library_size="observed"`.
         KeyError
             `data` lacks the layer that the counts are in.
         """
-        z = check_latent(z, data.n_obs, self.n_latent, "MultiDGD")
+        z = check_latent(z, data, self.n_latent, "MultiDGD")
         latents = np.hstack([z, self.covariates(data)])
         found = self._features(data)
         genes = self._genes(data, found)
@@ -246,7 +252,7 @@ class MultiDGD:
         if self._n_covariate == 0 or self._covariate is not None:
             given = np.empty(0, np.float32) if self._covariate is None else self._covariate
             return np.tile(given, (data.n_obs, 1))
-        rows = self._latents.index.get_indexer(_unique(data.obs_names, "data", "obs_names_make_unique()"))
+        rows = self._latents.index.get_indexer(data.obs_names)
         if (rows < 0).any():
             raise ValueError(
                 f"The model does not know the covariate of {(rows < 0).sum()} of {len(rows)} cells: "
@@ -265,8 +271,7 @@ class MultiDGD:
         with progress_bar(len(cells), "New cells", "cell", shown=self._progress) as bar:
             for rows in row_blocks(len(cells), BLOCK_ROWS):
                 counts = {
-                    self.modalities.index(m): _dense(self._counts(data, m, part, cells[rows]))
-                    for m, part in found.items()
+                    self.modalities.index(m): _dense(self._counts(m, part, cells[rows])) for m, part in found.items()
                 }
                 latents.append(self._network.search(counts, self._n_epochs))
                 bar.update(len(latents[-1]))
@@ -282,7 +287,7 @@ class MultiDGD:
             if len(some) < least or len(part.columns) != len(self.dispersion[m]) or self._matrix(part) is None:
                 continue
             some = some[np.linspace(0, len(some) - 1, min(len(some), most)).astype(int)]
-            values = self._values(data, m, part, cells[some])
+            values = self._values(m, part, cells[some])
             mean = np.asarray(values.mean(axis=0)).ravel()
             # Scaled values have no order that a mean share could have.
             if not values.min() >= 0 or mean.min() == mean.max():
@@ -302,7 +307,7 @@ class MultiDGD:
             key = _matching(m, var_names)
             if key is None:
                 raise ValueError(f"var_names has {listing(var_names)}; the model has {listing(self.modalities)}.")
-            names[m] = _unique(pd.Index(var_names[key]), f"var_names[{key!r}]", "var_names_make_unique()")
+            names[m] = unique(pd.Index(var_names[key]), f"var_names[{key!r}]", "var_names_make_unique()")
             if len(names[m]) != len(self.dispersion[m]):
                 raise ValueError(
                     f"var_names[{key!r}] has {len(names[m])} names; the model has {len(self.dispersion[m])} features of {m!r}."
@@ -313,20 +318,32 @@ class MultiDGD:
         """Find the modalities of the model in `data`."""
         if is_mudata(data):
             keys = {m: key for m in self.modalities if (key := _matching(m, data.mod)) is not None}
-            parts = {m: data.mod[key] for m, key in keys.items()}
-            return {m: Features(keys[m], p, np.arange(p.n_vars), f"mdata.mod[{keys[m]!r}]") for m, p in parts.items()}
+            parts = {m: (data.mod[key], f"mdata.mod[{key!r}]") for m, key in keys.items()}
+            return {
+                m: Features(keys[m], part, np.arange(part.n_vars), where, data.obs_names)
+                for m, (part, where) in parts.items()
+            }
         for column in MODALITY_COLUMNS:
             labels = data.var[column].astype(str) if column in data.var else pd.Series(dtype=str)
             keys = {m: key for m in self.modalities if (key := _matching(m, set(labels))) is not None}
             if keys:
-                columns = {m: np.flatnonzero(labels == key) for m, key in keys.items()}
-                return {m: Features(m, data, columns[m], f"adata with var[{column!r}] = {keys[m]!r}") for m in keys}
+                return {
+                    m: Features(
+                        m, data, np.flatnonzero(labels == key), f"adata with var[{column!r}] = {key!r}", data.obs_names
+                    )
+                    for m, key in keys.items()
+                }
         widths = [len(r) for r in self.dispersion.values()]
         if data.n_vars == sum(widths):
             split = np.split(np.arange(data.n_vars), np.cumsum(widths)[:-1])
-            return {m: Features(m, data, columns, "adata") for m, columns in zip(self.modalities, split, strict=True)}
+            return {
+                m: Features(m, data, columns, "adata", data.obs_names)
+                for m, columns in zip(self.modalities, split, strict=True)
+            }
         fitting = [m for m, r in self.dispersion.items() if len(r) == data.n_vars or len(widths) == 1]
-        return {m: Features(m, data, np.arange(data.n_vars), "adata") for m in fitting if len(fitting) == 1}
+        return {
+            m: Features(m, data, np.arange(data.n_vars), "adata", data.obs_names) for m in fitting if len(fitting) == 1
+        }
 
     def _genes(self, data: Data, found: Mapping[str, Features]) -> dict[str, pd.Index]:
         """Return the names of what can be predicted for `data`."""
@@ -354,39 +371,26 @@ class MultiDGD:
             raise KeyError(f"{part.where} has no layer {self._layer!r}; it has {listing(part.source.layers)}.")
         return part.source.layers[self._layer]
 
-    def _values(self, data: Data, m: str, part: Features, cells: np.ndarray) -> Any:
+    def _values(self, m: str, part: Features, cells: np.ndarray) -> Any:
         """Read the features of a modality in the order of the model, for some cells (by position): dense or CSR."""
-        if part.source is not data:
-            names = _unique(part.source.obs_names, part.where, "obs_names_make_unique()")
-            cells = names.get_indexer(data.obs_names[cells])
-            if (cells < 0).any():
-                raise ValueError(
-                    f"{(cells < 0).sum()} cells of the MuData are not in {part.where}. Keep those that all modalities have: "
-                    "mudata.pp.intersect_obs(mdata), or embed the others without that modality."
-                )
+        rows = part.rows[cells]
+        if (rows < 0).any():
+            raise ValueError(
+                f"{(rows < 0).sum()} cells of the MuData are not in {part.where}. Keep those that all modalities have: "
+                "mudata.pp.intersect_obs(mdata), or embed the others without that modality."
+            )
         columns = part.columns
         if self._var_names is not None:
-            names = _unique(part.names, part.where, "var_names_make_unique()")
-            columns = names.get_indexer(self._var_names[m])
-            missing = self._var_names[m][columns < 0]
-            if len(missing):
-                raise ValueError(
-                    f"{part.where} lacks {len(missing)} of {len(columns)} features of the model: {listing(missing, 5)}. Its "
-                    "counts are read with all of them; add those as zeros if they were not measured."
-                )
-            columns = part.columns[columns]
-        return take_rows(select_rows(readable(self._matrix(part), part.where), cells), slice(None))[:, columns]
+            remedy = "Its counts are read with all of them; add those as zeros if they were not measured."
+            columns = columns[genes_in(part.names, self._var_names[m], part.where, "features", "the model has", remedy)]
+        return take_rows(select_rows(readable(self._matrix(part), part.where), rows), slice(None))[:, columns]
 
-    def _counts(self, data: Data, m: str, part: Features, cells: np.ndarray) -> Any:
+    def _counts(self, m: str, part: Features, cells: np.ndarray) -> Any:
         """Read values that have to be counts."""
-        values = self._values(data, m, part, cells)
-        stored = values.data if sparse.issparse(values) else values
-        wrong = stored[~((stored >= 0) & (stored == np.floor(stored)) & (stored < np.inf))]
-        if len(wrong):
-            slot = "X" if self._layer is None else f"layers[{self._layer!r}]"
-            raise ValueError(
-                f"{part.where} has {wrong[0]:.4g} in {slot}, and counts are needed. Pass the layer that has them as layer=."
-            )
+        values = self._values(m, part, cells)
+        where = part.where if self._layer is None else f"{part.where}, layer {self._layer!r},"
+        genes = part.names if self._var_names is None else self._var_names[m]
+        refuse_fractions(values, genes, where, "multiDGD", "Pass the layer that has them as layer=.")
         return values
 
     def _totals(self, data: Data, m: str, found: Mapping[str, Features]) -> np.ndarray:
@@ -394,7 +398,7 @@ class MultiDGD:
         if m not in found:
             raise ValueError(f"data has no counts of {m!r} to scale its prediction to. Pass a number as library_size=.")
         blocks = row_blocks(data.n_obs, BLOCK_ROWS)
-        parts = [self._counts(data, m, found[m], np.arange(data.n_obs)[rows]).sum(axis=1) for rows in blocks]
+        parts = [self._counts(m, found[m], np.arange(data.n_obs)[rows]).sum(axis=1) for rows in blocks]
         return np.concatenate([np.asarray(part).reshape(-1, 1) for part in parts]).astype(np.float32)
 
 
@@ -432,14 +436,6 @@ def _matching(modality: str, names: Collection[str]) -> str | None:
         return SAME.get(name.lower(), name.lower())
 
     return modality if modality in names else next((name for name in names if kind(name) == kind(modality)), None)
-
-
-def _unique(names: pd.Index, where: str, remedy: str) -> pd.Index:
-    """Refuse names that occur more than once."""
-    if not names.is_unique:
-        repeated = listing(names[names.duplicated()].unique(), 3)
-        raise ValueError(f"{where} has names that occur more than once ({repeated}). Make them unique: {remedy}.")
-    return names
 
 
 def _dense(values: Any) -> np.ndarray:

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from .._data import Data, Holder, Representation, holder, is_mudata, listing, representation
 from .._expression import recognised_scale
 from ..core.rows import read_rows
 from ._model import Prediction, Scale, check_latent, prediction
+from ._reading import cells_in, genes_in
 
 if TYPE_CHECKING:
     from ..core.moments import Genes
@@ -111,7 +111,9 @@ class PCA:
 
         held = _of_genes(data, self._mod if is_mudata(data) else None)
         cells = slice(None) if held.data is data else _rows(held, data)
-        columns = _columns(held, self._genes[self._inside])
+        columns = genes_in(
+            held.data.var_names, self._genes[self._inside], held.where, "genes", "the principal components are of"
+        )
         loadings = self._loadings[self._inside]
         origin = self._mean[self._inside] @ loadings
         z = np.empty((held.data.n_obs, loadings.shape[1]), dtype=np.float32)
@@ -125,9 +127,9 @@ class PCA:
         Raises
         ------
         ValueError
-            `z` has another shape than the scores of the cells in `data`.
+            `z` has another shape than the scores of the cells in `data`, or NaN.
         """
-        z = check_latent(z, data.n_obs, self._loadings.shape[1], "PCA")
+        z = check_latent(z, data, self._loadings.shape[1], "PCA")
         values = np.column_stack([z, np.ones(len(z), np.float32)]) @ self._decoder
         found = prediction(values, data.obs_names, self._genes, self._scale or "linear")
         if self._scale == "log1p":
@@ -205,7 +207,8 @@ def _stored(held: Holder, basis: str) -> _Components:
     if key not in adata.varm:
         raise KeyError(
             f"{where}.varm has no {key!r}, where Scanpy keeps the loadings of {basis!r}; it has "
-            f"{listing(adata.varm)}. Run sc.pp.pca again: concatenation, for one, drops loadings."
+            f"{listing(adata.varm)}. Run sc.pp.pca again: concatenation, for one, drops loadings. Scores that were corrected "
+            "afterwards (Harmony) have none, and cannot be decoded."
         )
     scores, loadings = np.asarray(adata.obsm[basis], np.float64), np.asarray(adata.varm[key], np.float64)
     if loadings.ndim != 2 or scores.ndim != 2 or loadings.shape[1] != scores.shape[1] or 0 in scores.shape:
@@ -230,7 +233,7 @@ def _mismatch(held: Holder, stored: _Components, layer: str | None, found: Repre
     if layer is not None and held.data.X is not None:
         others.append(None)
     for name in others:
-        if stored.mean(*_values(held, name)) is not None:
+        if _fits(held, stored, name):
             return (
                 text
                 + f"It fits {held.where}."
@@ -250,29 +253,17 @@ def _mismatch(held: Holder, stored: _Components, layer: str | None, found: Repre
     )
 
 
-def _columns(held: Holder, genes: pd.Index) -> np.ndarray | slice:
-    """Find genes by name."""
-    names = held.data.var_names
-    if names.equals(genes):
-        return slice(None)
-    if not names.is_unique:
-        raise ValueError(
-            f"{held.where} has gene names that occur more than once ({listing(names[names.duplicated()].unique(), 5)}), so genes "
-            "cannot be found by name. Make them unique: adata.var_names_make_unique()."
-        )
-    positions = names.get_indexer(genes)
-    missing = genes[positions < 0]
-    if len(missing):
-        raise ValueError(
-            f"{held.where} lacks {len(missing)} of the {len(genes)} genes ({len(missing) / len(genes):.1%}) that the principal "
-            f"components are of: {listing(missing, 5)}. Use the same annotation, and all genes."
-        )
-    return positions
+def _fits(held: Holder, stored: _Components, layer: str | None) -> bool:
+    """Tell whether the scores are those of a layer; one with NaN, such as a prediction, cannot be what they are of."""
+    try:
+        return stored.mean(*_values(held, layer)) is not None
+    except (TypeError, ValueError):
+        return False
 
 
 def _rows(held: Holder, mdata: Data) -> np.ndarray:
     """Find the cells of a MuData in one of its modalities."""
-    positions = held.data.obs_names.get_indexer(mdata.obs_names)
+    positions = cells_in(held.data.obs_names, mdata.obs_names, held.where)
     if (positions < 0).any():
         raise ValueError(
             f"{(positions < 0).sum()} of the {len(positions)} cells of the MuData are not in {held.where}, and have no "

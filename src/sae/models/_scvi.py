@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy as np
 from .._data import Data
 from ..core.rows import row_blocks
 from ._activations import predicting
-from ._model import Prediction, check_latent, prediction
+from ._model import Prediction, check_latent, check_library_size, prediction
 from ._scvi_fields import columns, counts
 
 if TYPE_CHECKING:
@@ -82,8 +81,7 @@ class SCVI:
         log1p: bool = True,
     ) -> None:
         self._multi = _check(model)
-        if library_size != "observed" and not (isinstance(library_size, Real) and 0 < library_size < np.inf):
-            raise ValueError(f"library_size={library_size!r} is neither a number of counts above 0 nor 'observed'.")
+        check_library_size(library_size)
         self._name, self._module = type(model).__name__, model.module
         self._library_size, self._log1p = library_size, log1p
         fields = model.registry["field_registries"]
@@ -127,13 +125,13 @@ class SCVI:
         Raises
         ------
         ValueError
-            `z` has another shape than the latent of the cells; an unknown category.
+            `z` has another shape than the latent of the cells, or NaN; an unknown category.
         KeyError
             `data` lacks a layer or a column that the model reads.
         """
         import torch
 
-        z = check_latent(z, data.n_obs, self._module.n_latent, self._name)
+        z = check_latent(z, data, self._module.n_latent, self._name)
         covariates, library = self._covariates(data, self._batch), self._library(data)
         values = {block.name: np.empty((len(z), len(block.genes)), np.float32) for block in self._blocks}
         with predicting(self._module):
@@ -254,7 +252,10 @@ def _check(model: Any) -> bool:
     scvi = vars(sys.modules["scvi.model"]) if "scvi.model" in sys.modules else {}
     supported = isinstance(model, tuple(scvi[name] for name in SUPPORTED if name in scvi))
     if not supported:
-        raise TypeError(f"Got {type(model).__name__!r}; supported are the models {', '.join(SUPPORTED)} of scvi.model.")
+        raise TypeError(
+            f"model= is a {type(model).__name__}. Pass a trained model of scvi.model: {', '.join(SUPPORTED)}; one in a folder is "
+            "loaded with scvi.model.SCVI.load(folder, adata)."
+        )
     if not model.is_trained_:
         raise ValueError(f"The {type(model).__name__} is not trained. Call its train() first, or load a trained one.")
     if not isinstance(model, scvi["MULTIVI"]):

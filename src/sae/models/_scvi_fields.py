@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from .._data import Data, is_mudata, listing, modality, readable
+from .._data import Data, holder, is_mudata, listing, modality, readable
 from ..core.rows import select_rows, take_rows
+from ._reading import cells_in, genes_in, refuse_fractions
 
 if TYPE_CHECKING:
     import anndata as ad
@@ -42,7 +43,9 @@ class Column:
             return np.zeros(data.n_obs, dtype=np.int64)
         obs, where = data.obs, "mdata.obs" if is_mudata(data) else "adata.obs"
         if self.mod is not None and is_mudata(data):
-            obs, where = modality(data, self.mod).obs.reindex(data.obs_names), f"mdata.mod[{self.mod!r}].obs"
+            part, where = modality(data, self.mod), f"mdata.mod[{self.mod!r}].obs"
+            cells = cells_in(part.obs_names, data.obs_names, where)
+            obs = part.obs.reset_index(drop=True).reindex(cells).set_axis(data.obs_names)
         hint = f" Or pass batch= to decode all cells as of {listing(self.categories)}." if self.what == "batch" else ""
         if self.name not in obs:
             raise KeyError(f"{where} has no column {self.name!r}, which the model reads as {self.what}.{hint}")
@@ -109,7 +112,7 @@ class Counts:
 
     def reader(self, data: Data) -> Callable[[slice], np.ndarray]:
         """Return what reads the counts of some of the cells as float32, with the genes in the order of the model."""
-        adata, where = self._holder(data)
+        adata, where = self._holder(holder(data, None).data)
         matrix, place = adata.X, f"{where}.X"
         if self.layer is not None:
             if self.layer not in adata.layers:
@@ -118,15 +121,17 @@ class Counts:
                     f"{listing(adata.layers)}."
                 )
             matrix, place = adata.layers[self.layer], f"{where}.layers[{self.layer!r}]"
-        columns = self._positions(adata.var_names, where)
-        places = np.arange(data.n_obs) if adata is data else adata.obs_names.get_indexer(data.obs_names)
+        what = "genes" if self.rna else "regions"
+        columns = genes_in(adata.var_names, self.genes, where, what, f"the {self.model} reads")
+        places = np.arange(data.n_obs) if adata is data else cells_in(adata.obs_names, data.obs_names, where)
         there = places >= 0
         selected, before = select_rows(readable(matrix, place), places[there]), np.append(0, there.cumsum())
 
         def read(rows: slice) -> np.ndarray:
             part = take_rows(selected, slice(before[rows.start], before[rows.stop]))[:, columns]
             part = np.asarray(part.toarray() if hasattr(part, "toarray") else part, dtype=np.float32)
-            self._refuse_fractions(part, place)
+            if self.whole:
+                refuse_fractions(part, self.genes, place, f"the {self.model}", "Put the counts there.")
             if there[rows].all():
                 return part
             # Of a cell that a modality lacks, there are no counts.
@@ -146,35 +151,6 @@ class Counts:
         raise TypeError(
             f"The {self.model} reads counts from a MuData with the modality {self.mod!r}, and got an AnnData."
         )
-
-    def _positions(self, names: pd.Index, where: str) -> np.ndarray | slice:
-        if names.equals(self.genes):
-            return slice(None)
-        if not names.is_unique:
-            raise ValueError(
-                f"{where} has names in var that occur more than once ({listing(names[names.duplicated()].unique(), 5)}), so none "
-                "can be found by name. Make them unique: adata.var_names_make_unique()."
-            )
-        positions = names.get_indexer(self.genes)
-        missing = self.genes[positions < 0]
-        if len(missing):
-            raise ValueError(
-                f"{where} lacks {len(missing)} of the {len(self.genes)} {'genes' if self.rna else 'regions'} "
-                f"({len(missing) / len(self.genes):.1%}) that the "
-                f"{self.model} reads: {listing(missing, 5)}. Use the same annotation, and all genes."
-            )
-        return positions
-
-    def _refuse_fractions(self, part: np.ndarray, place: str) -> None:
-        if not self.whole:
-            return
-        bad = (part < 0) | (part != np.floor(part))
-        if bad.any():
-            cell, gene = np.argwhere(bad)[0]
-            raise ValueError(
-                f"{place} does not hold counts, which the {self.model} reads: {bad.sum()} of the {part.size} values "
-                f"looked at are negative or not whole ({part[cell, gene]:.3g} of {self.genes[gene]!r}, for one). Put the counts there."
-            )
 
 
 def counts(fields: Mapping[str, Any], model: str, *, whole: bool) -> list[Counts]:

@@ -378,6 +378,11 @@ def _check(threshold: float, label_threshold: float, **at_least: int) -> None:
             raise ValueError(f"{name}={number!r} is not an integer of {least} or more.")
 
 
+def _made(stored: Mapping[str, Any]) -> set[str]:
+    """Name the representations that an SAE's features were removed from."""
+    return set(stored["ablation"]["scores"]["key_added"]) if "ablation" in stored else set()
+
+
 def _target(held: Holder, key_added: str | None, stored: Mapping[str, Any]) -> str:
     """Name the new representation, and refuse to write over anything but an earlier one."""
     encoded = stored["encoded"]
@@ -386,8 +391,9 @@ def _target(held: Holder, key_added: str | None, stored: Mapping[str, Any]) -> s
     if not isinstance(name, str) or not name or "/" in name:
         raise ValueError(f"key_added={name!r} cannot name a representation: it must be a non-empty string without '/'.")
     _schema.check_free(held, name)
-    earlier = {default, *(stored["ablation"]["scores"]["key_added"] if "ablation" in stored else ())}
-    if name in held.data.obsm and name not in earlier:
+    by_this = _made(stored)
+    by_others = {made for key in _schema.stored_keys(held.data.uns) for made in _made(held.data.uns[key])} - by_this
+    if name in held.data.obsm and name not in by_this and (name in by_others or name != default):
         raise ValueError(
             f"{held.where}.obsm[{name!r}] exists and is no earlier ablation with this SAE: it would be overwritten. Choose "
             "another key_added=, or remove it first."

@@ -9,6 +9,8 @@ from .._data import Data, holder, is_mudata, listing
 from .._peaks import plain, read_genes, read_peaks
 
 PEAK_TYPES = ("promoter", "body", "distal")
+MAX_REACH = 10_000_000_000
+"""No chromosome is that long."""
 
 
 def peaks_to_genes(
@@ -81,8 +83,8 @@ def peaks_to_genes(
     from ..core.intervals import near_genes
 
     for name, value in {"upstream": upstream, "downstream": downstream, "max_distance": max_distance}.items():
-        if value < 0:
-            raise ValueError(f"{name}={value} is negative. Pass a number of bases.")
+        if not 0 <= value < MAX_REACH:
+            raise ValueError(f"{name}={value} is not a number of bases, 0 or more and below {MAX_REACH:,}.")
     if var_mod is not None and not is_mudata(data):
         raise ValueError(f"var_mod={var_mod!r} names a modality, but the data is no MuData. Leave var_mod= out.")
     held = holder(data, var_mod)

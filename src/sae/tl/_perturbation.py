@@ -70,8 +70,8 @@ def perturbation(
     cells: all labelled ones, control or not, but those whose perturbation has this target. In these, genes are ordered by
     abs(r), Pearson's correlation of expression and activation (within batches), with `target_feature`, the responding feature
     of largest abs(z). `target_rank` and `target_percentile` are the place of the target among all genes; `target_pval` is the
-    share of features for which it stands as high, of the 50 that are active in about as many cells, for a gene may stand high
-    for any feature. Of several targets the one that stands highest counts, for these features too.
+    share of features for which it stands as high, among this one and the 50 that are active in about as many cells, for a gene
+    may stand high for any feature. Of several targets the one that stands highest counts, for these features too.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ def perturbation(
       `n_responding`, and `n_permuted`, the features that reach the same abs(z) with permuted labels (mean); `pval`, whether the
       perturbation does anything: the share of permutations with a largest abs(z) as high, the real labels included, and `padj`,
       adjusted over perturbations; `best_feature`, of largest abs(z), `best_auroc` and `best_fdr`; `target`, `target_status`
-      (`"placed"`, or why not), `target_log2fc` of its expression, perturbed against control, `target_feature`,
+      (`"placed"`, or why not), `target_log2fc` of its mean expression, all perturbed against all control cells, `target_feature`,
       `target_correlation` (r), `target_rank` (1 is best), `target_percentile` (the share of the other genes that stand lower)
       and `target_pval`.
     * `"targets"`, a single row, on all placed targets together: `n_targets`; their mean `percentile`; the one `expected` of
@@ -161,10 +161,12 @@ def perturbation(
     """
     from scanpy import logging as logg
 
-    if n_permutations < 1:
-        raise ValueError(f"n_permutations={n_permutations} is below 1; without any there is no false discovery rate.")
-    if min_cells < 2:
-        raise ValueError(f"min_cells={min_cells} is below 2. Pass the fewest cells to compare, 2 or more.")
+    if not isinstance(n_permutations, int | np.integer) or n_permutations < 1:
+        raise ValueError(
+            f"n_permutations={n_permutations!r} is not an integer of 1 or more; without any there is no false discovery rate."
+        )
+    if not isinstance(min_cells, int | np.integer) or min_cells < 2:
+        raise ValueError(f"min_cells={min_cells!r} is not an integer of 2 or more. Pass the fewest cells to compare.")
     if not 0 < max_fdr <= 1:
         raise ValueError(f"max_fdr={max_fdr} is not a rate above 0, up to 1.")
     held = holder(data, mod)
@@ -389,6 +391,8 @@ def _summary(
                 "pval": pval[i],
                 "padj": padj[i],
             }
+        if one.response is not None and len(size[tested]) == 0:
+            row["status"] = "no feature differs between enough cells"
         if len(size[tested]):
             best = tested.start + size[tested].argmax()
             row |= {

@@ -100,14 +100,16 @@ def rank_genes(
         Expression to read: this layer, else `.raw` if there is one (unless `use_raw=False`), else `X`. It may be on disk (backed,
         Zarr, a memory map) or a dask array, and is then read in chunks of cells.
     model
-        Test what a model predicts instead of data (as arXiv:2410.11468 does). An object with a method `decode(z, data)` that
-        returns the expression of the cells in `data`, a part of the AnnData, given their latent `z` (cells × dimensions), which
-        is the representation that was encoded: an array (cells × the genes of `data`), or an AnnData. It is called for chunks of
-        cells, for all of them at least twice, and must always give the same. Genes that are NaN everywhere are left out.
+        Test what a model predicts instead of data (as arXiv:2410.11468 does): one of `sae.models`, or an object with a method
+        `decode(z, data)` that returns the expression of the cells in `data`, a part of the AnnData, given their latent `z` (cells ×
+        dimensions), which is the representation that was encoded: an array (cells × the genes of `data`), an AnnData, or a dict with
+        one of them per modality, of which `var_mod` names one. It is called for chunks of cells, for all of them at least twice, and
+        must always give the same. Genes that are NaN everywhere are left out.
     mod
         The modality that holds the SAE.
     var_mod
-        The modality whose variables are tested, by default `mod`. Cells are matched by `obs_names`.
+        The modality whose variables are tested, by default `mod`. Cells are matched by `obs_names`. With `model`, the modality of its
+        prediction, also for an AnnData.
     n_genes
         Genes to store per feature and direction, best first; None for all. Adjusted p-values are over all genes.
     min_cells
@@ -175,7 +177,7 @@ def rank_genes(
         {"log_base": expressed.log_base, "pseudocount": pseudocount, "min_cells": min_cells},
         min_expected,
     )
-    start = logg.info(f"ranking {len(expressed.genes)} genes of {expressed.where} for {a.shape[1]} features")
+    start = logg.info(f"ranking {len(expressed.genes)} variables of {expressed.where} for {a.shape[1]} features")
     with progress_bar(a.shape[1], "genes", "feature", shown=progress) as bar:
         blocks, imprecise, tested = [], 0, np.zeros(a.shape[1], dtype=bool)
         for block in _compared(a[rows], expressed.matrix, expressed.summary, how):

@@ -151,6 +151,8 @@ def score_labels(
     held = holder(data, mod)
     activations = _schema.activations(held, key)
     labels = label_column(held.data.obs, groupby, held.where)
+    if "/" in groupby:
+        raise ValueError(f"{groupby!r} cannot name stored columns: h5ad does not take '/' in keys. Rename the column.")
     known = labels.codes >= 0
     codes, names = labels.codes[known].astype(np.int64), labels.categories.astype(str)
     places = None if order is None else _places(order, names, f"{held.where}.obs[{groupby!r}]")

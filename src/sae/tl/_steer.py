@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,13 +15,11 @@ from .._expression import log1p_base, recognised_scale
 from .._genesets import Net, match
 from .._prediction import Decoder, Part
 from .._progress import progress_bar
-from ..core.controls import Measures, Sample, alike_in_activity, effect_size, exceeds, few_of_each, random_directions
-from ..core.neighbours import Placed, Reference
+from .._steering import Centres, Cohort, Place, Sets, Tables
+from ..core.controls import Measures, Sample, alike_in_activity, few_of_each, random_directions
+from ..core.neighbours import Reference
 from ..core.rows import Matrix, read_rows, row_blocks
 from ..core.steering import INTERVENTIONS, Decode, Intervention, Steps, chunk_rows
-
-if TYPE_CHECKING:
-    from ..core.changes import Changes, Paired
 
 MAX_REFERENCE, MAX_PER_LABEL, MAX_CONTROL_CELLS = 5_000, 100, 100
 PSEUDOCOUNT = 0.1
@@ -85,7 +83,7 @@ def steer(
     doses
         Strengths.
     cells
-        Cells to steer: a mask, or names; by default all.
+        Cells to steer: a mask, in the order of the cells or a Series with their names, or names; by default all.
     groupby
         Column of `obs` with labels, such as cell types. Changes are then told for the cells of each label, and it is seen whether
         they move towards others. Cells without a label are left out.
@@ -95,7 +93,8 @@ def steer(
         Gene sets, of which is told whether their genes rise more than others. Of a model of several modalities, with the genes of
         `var_mod`, or of its first.
     n_controls
-        Random features, and random directions, that a feature is compared with; 0 for none.
+        Random features, and random directions, that a feature is compared with. With 0, the table of controls has only values, and
+        those only with `net`.
     control_keys
         Further SAEs of the same representation (other seeds) whose features are among those that are drawn from.
     n_neighbors
@@ -109,7 +108,7 @@ def steer(
     mod
         The modality that holds the SAE.
     var_mod
-        The modality of `net`.
+        The modality of `net` and `layer_added`, where there are several.
     key_added
         Also write the new latent of all cells to `obsm` under this name, for one feature and dose.
     layer_added
@@ -117,7 +116,8 @@ def steer(
     rng
         Seed of the cells and controls that are drawn.
     progress
-        Show a progress bar when it takes more than a second.
+        Show a progress bar when it takes more than a second. A bar of the model itself is set there:
+        `Geneformer(..., progress=False)`.
 
     Returns
     -------
@@ -184,8 +184,9 @@ def steer(
     cohort = _cohort(held, cells, groupby)
     steps = _steps(held, key, a, latent, chosen, cohort, how, reconstruct)
     first = cohort.rows[:1]
-    decoder = Decoder.of(model, read_rows(latent, first).astype(np.float32, copy=False), held.data[first])
-    added = _added(data, held, key, key_added, layer_added, len(steps), decoder.parts, var_mod)
+    decoder = Decoder.of(model, read_rows(latent, first).astype(np.float32, copy=False), held.data[first], steps=True)
+    part = _part(data, decoder, var_mod)
+    added = _added(data, held, key_added, layer_added, len(steps), decoder.parts, part, var_mod)
 
     def decode(rows: np.ndarray, z: np.ndarray, step: np.ndarray | None) -> list[np.ndarray]:
         return decoder.decode(z, held.data[rows], step)
@@ -195,11 +196,11 @@ def steer(
         f"steering {len(chosen)} features of {held.where} at {len(how.doses)} doses in {len(cohort.rows)} cells"
     )
     place = _placing(latent, cohort, n_neighbors, rng)
-    sets = _sets(net, decoder.parts, var_mod)
+    sets = _sets(net, decoder.parts, part)
     measures = _measures(place, decode, sets, rng)
     centres = _centres(latent, cohort)
     pool = _pool(held, key, control_keys, n_controls, place.deviation, rng)
-    tables = _Tables(_schema.feature_names(key, a.shape[1]), how, cohort, place, decoder.parts, sets)
+    tables = Tables(_schema.feature_names(key, a.shape[1]), cohort, place, decoder.parts, sets)
     units = [_units(part, values, held) for part, values in zip(decoder.parts, measures.base, strict=True)]
     with progress_bar(
         len(steps) * (-(-len(cohort.rows) // chunk_rows(n_each)) + 1), "steer", "step", shown=progress
@@ -214,9 +215,9 @@ def steer(
             tables.add_genes(of, step, tests, n_genes)
             [placed] = place.sample.place([step], place.reference)
             tables.add_dose(of, step, changes, placed)
-            if groupby is not None:
+            if cohort.labelled:
                 tables.add_labels(of, step, centres, placed)
-            if n_controls:
+            if n_controls or net is not None:
                 tables.add_controls(of, step, measures, pool.like(step, int(a[:, [of]].nnz)), pool.random)
             bar.update()
     params = {"model": type(model).__name__, **how.described(), "reconstruct": reconstruct, "n_cells": len(cohort.rows)}
@@ -292,55 +293,15 @@ class _How:
             return of_reference
         return float(active.mean(dtype=np.float64) if self.quantile is None else np.quantile(active, self.quantile))
 
-    def told(self, step: Steps) -> float:
-        """Return the activation that is set or added, or the factor."""
-        if self.intervention in ("set", "add"):
-            return step.dose * step.value
-        return step.dose if self.intervention == "scale" else 0.0
-
     def described(self) -> dict[str, Any]:
         """Return what can be stored."""
         named = {name: getattr(self, name) for name in ("intervention", "value", "quantile", "reference", "groupby")}
         return {**named, "doses": np.array(self.doses)}
 
 
-@dataclass(frozen=True)
-class _Cohort:
-    """The cells that are steered, and the labels of all cells.
-
-    Attributes
-    ----------
-    rows
-        (n,) their positions, in rising order.
-    codes, labels
-        (n,) the label of each, among those that some of them have.
-    all_codes, all_labels
-        The label of every cell of the data, −1 for those without one.
-    """
-
-    rows: np.ndarray
-    codes: np.ndarray
-    labels: pd.Index
-    all_codes: np.ndarray
-    all_labels: pd.Index
-
-
-def _cohort(held: Holder, cells: Any, groupby: str | None) -> _Cohort:
+def _cohort(held: Holder, cells: Any, groupby: str | None) -> Cohort:
     """Find the cells to steer, and their labels."""
-    n, where = held.data.n_obs, held.where
-    wanted = np.ones(n, dtype=bool)
-    if cells is not None:
-        given = np.asarray(cells)
-        if given.dtype == bool:
-            if given.shape != (n,):
-                raise ValueError(f"cells= is a mask of shape {given.shape}; {where} has {n} cells.")
-            wanted = given
-        else:
-            position = held.data.obs_names.get_indexer(pd.Index(np.atleast_1d(given)))
-            if np.any(position < 0):
-                missing = np.atleast_1d(given)[position < 0]
-                raise KeyError(f"{where} has no cells {listing(missing, 5)}. Pass names of obs_names, or a mask.")
-            wanted = np.isin(np.arange(n), position)
+    n, wanted = held.data.n_obs, _selected(held, cells)
     if groupby is None:
         codes, names = np.zeros(n, dtype=np.int64), pd.Index(["all"], dtype=object)
     else:
@@ -349,10 +310,33 @@ def _cohort(held: Holder, cells: Any, groupby: str | None) -> _Cohort:
     rows = np.flatnonzero(wanted & (codes >= 0))
     if len(rows) == 0:
         raise ValueError(
-            f"There is no cell of {where} to steer: cells= selects {int(wanted.sum())}, and none of them has a label."
+            f"There is no cell of {held.where} to steer: cells= selects {int(wanted.sum())}, and none of them has a label."
         )
     present, own = np.unique(codes[rows], return_inverse=True)
-    return _Cohort(rows, own.astype(np.int64), names[present], codes, names)
+    return Cohort(rows, own.astype(np.int64), names[present], codes, names)
+
+
+def _selected(held: Holder, cells: Any) -> np.ndarray:
+    """Mark the cells (N,) that a mask or names stand for."""
+    n, names = held.data.n_obs, held.data.obs_names
+    if cells is None:
+        return np.ones(n, dtype=bool)
+    given = np.atleast_1d(np.asarray(cells))
+    if given.dtype != bool:
+        missing = given[~pd.Index(given).isin(names)]
+        if len(missing):
+            raise KeyError(f"{held.where} has no cells {listing(missing, 5)}. Pass names of obs_names, or a mask.")
+        return names.isin(given)
+    if given.shape != (n,):
+        raise ValueError(f"cells= is a mask of shape {given.shape}; {held.where} has {n} cells.")
+    if not isinstance(cells, pd.Series) or cells.index.equals(names):
+        return given
+    place = cells.index.get_indexer(names) if cells.index.is_unique else np.array([-1])
+    if np.any(place < 0):
+        raise ValueError(
+            f"cells= is a mask whose index is not the obs_names of {held.where}. Pass cells.to_numpy() if it has their order."
+        )
+    return given[place]
 
 
 def _steps(
@@ -361,7 +345,7 @@ def _steps(
     a: sparse.csr_matrix,
     latent: Matrix,
     chosen: np.ndarray,
-    cohort: _Cohort,
+    cohort: Cohort,
     how: _How,
     reconstruct: bool,
 ) -> list[Steps]:
@@ -384,7 +368,7 @@ def _steps(
                 "one as reference=."
             )
         inside = cohort.all_codes == cohort.all_labels.get_loc(how.reference)
-        of_reference = np.asarray(columns[inside].mean(axis=0)).ravel()
+        of_reference = np.asarray(columns[inside].astype(np.float64).mean(axis=0)).ravel()
     offset = sae.decode(a[rows]) - read_rows(latent, rows) if reconstruct else None
     steps = []
     for number, feature in enumerate(chosen):
@@ -395,17 +379,7 @@ def _steps(
     return steps
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where cells are in the latent."""
-
-    reference: Reference
-    sample: Sample
-    deviation: np.ndarray
-    """(d,) standard deviation of the latent's columns."""
-
-
-def _placing(latent: Matrix, cohort: _Cohort, k: int, rng: np.random.Generator) -> _Place:
+def _placing(latent: Matrix, cohort: Cohort, k: int, rng: np.random.Generator) -> Place:
     """Choose the cells among which others are placed, and those of the steered that are."""
     known = np.flatnonzero(cohort.all_codes >= 0)
     if len(known) < 3:
@@ -418,30 +392,32 @@ def _placing(latent: Matrix, cohort: _Cohort, k: int, rng: np.random.Generator) 
     place = np.searchsorted(drawn, rows).clip(max=len(drawn) - 1)
     own = np.where(drawn[place] == rows, place, -1)
     some = read_rows(latent, rows).astype(np.float32, copy=False)
-    return _Place(reference, Sample(at, rows, some, own, reference.place(some, own)), z.std(axis=0, dtype=np.float64))
+    return Place(reference, Sample(at, rows, some, own, reference.place(some, own)), z.std(axis=0, dtype=np.float64))
 
 
-@dataclass(frozen=True)
-class _Sets:
-    """Gene sets (sets, genes) among the genes of one of the modalities that a model predicts."""
+def _part(data: Data, decoder: Decoder, var_mod: str | None) -> int:
+    """Return the number of the modality that is meant, by default the first, among those that a model predicts."""
+    known = [part.modality for part in decoder.parts]
+    if var_mod is None:
+        return 0
+    if known == [None]:
+        if not is_mudata(data):
+            raise ValueError(f"var_mod={var_mod!r} names a modality, but {decoder.where} has none. Leave var_mod= out.")
+        modality(data, var_mod)
+        return 0
+    if var_mod not in known:
+        raise ValueError(f"{decoder.where} is of the modalities {listing(known)}, not of var_mod={var_mod!r}.")
+    return known.index(var_mod)
 
-    names: pd.Index
-    members: np.ndarray
-    of: int
 
-
-def _sets(net: Net | None, parts: Sequence[Part], var_mod: str | None) -> _Sets:
-    known = [part.modality for part in parts]
-    if var_mod is not None and known != [None] and var_mod not in known:
-        raise ValueError(f"The model predicts the modalities {listing(known)}, not var_mod={var_mod!r}.")
-    of = known.index(var_mod) if var_mod in known else 0
+def _sets(net: Net | None, parts: Sequence[Part], of: int) -> Sets:
     if net is None:
-        return _Sets(pd.Index([], dtype=object), np.zeros((0, len(parts[of].genes)), dtype=bool), of)
+        return Sets(pd.Index([], dtype=object), np.zeros((0, len(parts[of].genes)), dtype=bool), of)
     found = match(net, parts[of].genes, min_size=1, max_size=None)
-    return _Sets(found.names, found.weights.toarray() != 0, of)
+    return Sets(found.names, found.weights.toarray() != 0, of)
 
 
-def _measures(place: _Place, decode: Decode, sets: _Sets, rng: np.random.Generator) -> Measures:
+def _measures(place: Place, decode: Decode, sets: Sets, rng: np.random.Generator) -> Measures:
     """Choose the cells that are compared with controls, and decode them."""
     few = place.sample.select(np.sort(rng.permutation(len(place.sample.at))[:MAX_CONTROL_CELLS]))
     return Measures(few, place.reference, decode(few.cells, few.z, None), sets.members, sets.of, decode)
@@ -484,34 +460,33 @@ def _pool(
         raise TypeError(f"control_keys={control_keys!r} is a string; expected a list of SAEs: [{control_keys!r}].")
     directions: list[np.ndarray] = []
     n_active: list[np.ndarray] = []
+    own = _read_by(held, key)
     for name in dict.fromkeys([key, *control_keys]):
-        W_dec = _schema.model(_schema.read(held, name)).W_dec
-        if directions and W_dec.shape[1] != directions[0].shape[1]:
-            raise ValueError(
-                f"The SAE {name!r} of control_keys= has {W_dec.shape[1]} inputs and {key!r} {directions[0].shape[1]}: they are not of the "
-                "same representation."
-            )
-        directions.append(W_dec)
         n_active.append(_schema.activations(held, name).getnnz(axis=0))
+        if _read_by(held, name) != own:
+            raise ValueError(
+                f"The SAE {name!r} of control_keys= is of {_read_by(held, name)[0]!r} and {key!r} of {own[0]!r}, or of other columns "
+                "of it. Pass SAEs of the same representation."
+            )
+        directions.append(_schema.model(_schema.read(held, name)).W_dec)
     d = directions[0].shape[1]
     spread = np.where(deviation > 0, deviation, 1.0)
     return _Pool(np.concatenate(directions), np.concatenate(n_active), random_directions(n, d, rng), n, spread)
 
 
-@dataclass(frozen=True)
-class _Centres:
-    """Mean latents: (labels, d) of all cells of each label, and (own labels, d) of the steered ones."""
+def _read_by(held: Holder, key: str) -> tuple[str, tuple[str, ...]]:
+    """Tell which representation an SAE reads, and which columns of it where they have names."""
+    stored = _schema.read(held, key)
+    encoded = stored["encoded"]
+    return encoded["layer"] or encoded["use_rep"], tuple(stored["weights"].get("input_names", ()))
 
-    of_all: np.ndarray
-    of_steered: np.ndarray
 
-
-def _centres(latent: Matrix, cohort: _Cohort) -> _Centres:
+def _centres(latent: Matrix, cohort: Cohort) -> Centres:
     from ..core.changes import group_means
 
     known = np.flatnonzero(cohort.all_codes >= 0)
     of_all = group_means(latent, known, cohort.all_codes[known], len(cohort.all_labels))
-    return _Centres(of_all, group_means(latent, cohort.rows, cohort.codes, len(cohort.labels)))
+    return Centres(of_all, group_means(latent, cohort.rows, cohort.codes, len(cohort.labels)))
 
 
 def _units(part: Part, base: np.ndarray, held: Holder) -> dict[str, Any]:
@@ -523,121 +498,6 @@ def _units(part: Part, base: np.ndarray, held: Holder) -> dict[str, Any]:
     scale = part.scale or recognised_scale(scan(base))
     uns = held.data.uns if part.uns is None else part.uns
     return {"log_base": {"log1p": log1p_base(uns), "scaled": np.nan}.get(scale)}
-
-
-class _Tables:
-    """The rows of all result tables, as they come."""
-
-    def __init__(
-        self, features: pd.Index, how: _How, cohort: _Cohort, place: _Place, parts: Sequence[Part], sets: _Sets
-    ):
-        self.how, self.cohort, self.place, self.parts, self.sets = how, cohort, place, parts, sets
-        self._genes = pd.Index(np.concatenate([np.asarray(part.genes, dtype=object) for part in parts])).unique()
-        self._categories = {
-            "feature": features,
-            "gene": self._genes,
-            "modality": pd.Index([str(part.modality) for part in parts]),
-            "label": cohort.labels,
-            "towards": cohort.all_labels,
-        }
-        self._rows: dict[str, list[dict[str, Any]]] = {name: [] for name in _schema.STEERING}
-
-    def add_genes(self, feature: int, step: Steps, tests: Sequence[Paired], n_genes: int | None) -> None:
-        """Keep the genes of every label that change most, from the most raised to the most lowered."""
-        for number, (part, test) in enumerate(zip(self.parts, tests, strict=True)):
-            order = np.argsort(-test.change, axis=1, kind="stable")
-            found = {
-                name: np.take_along_axis(getattr(test, name), order, axis=1)
-                for name in ("change", "log2fc", "score", "pval", "padj")
-            }
-            with np.errstate(invalid="ignore"):
-                raised, lowered = found["change"] > 0, found["change"] < 0
-            if n_genes is not None:
-                raised &= np.cumsum(raised, axis=1) <= n_genes
-                lowered &= np.cumsum(lowered[:, ::-1], axis=1)[:, ::-1] <= n_genes
-            kept = raised | lowered
-            label, _ = np.nonzero(kept)
-            gene = self._genes.get_indexer(part.genes)[order[kept]]
-            columns = {"label": label, "gene": gene, "modality": np.full(len(label), number)}
-            self._add("genes", feature, step, columns | {name: values[kept] for name, values in found.items()})
-
-    def add_dose(self, feature: int, step: Steps, changes: Sequence[Changes], after: Placed) -> None:
-        """Tell how far cells are moved, how near others they end up, and how much expression changes."""
-        n = len(self.cohort.rows)
-        if step.offset is None:
-            length = np.abs(step.amount(slice(None))).mean() * np.linalg.norm(step.direction)
-        else:
-            length = np.linalg.norm(step.of(slice(None)), axis=1).mean()
-        before, limit = self.place.sample.before, self.place.reference.outlying
-        row = {
-            "value": self.how.told(step),
-            "n_cells": n,
-            "n_moved": int(step.moved(slice(None)).sum()),
-            "step": length,
-            "effect": effect_size([change.total.sum(axis=0) / n for change in changes]),
-            "distance_before": before.distance.mean(),
-            "distance": after.distance.mean(),
-            "off_manifold_before": (before.distance > limit).mean(),
-            "off_manifold": (after.distance > limit).mean(),
-        }
-        self._add("doses", feature, step, {name: np.array([value]) for name, value in row.items()})
-
-    def add_labels(self, feature: int, step: Steps, centres: _Centres, after: Placed) -> None:
-        """Tell of the cells of each label whether they move towards others."""
-        sample, codes = self.place.sample, self.cohort.codes
-        n = len(self.cohort.labels)
-        shares = [_means(placed.shares, codes[sample.at], n) for placed in (sample.before, after)]
-        moved = _means(step.amount(slice(None))[:, None], codes, n) * step.direction
-        if step.offset is not None:
-            moved = moved + _means(step.offset, codes, n)
-        way = centres.of_all - centres.of_steered[:, None]
-        with np.errstate(invalid="ignore", divide="ignore"):
-            closed = np.einsum("gd,gtd->gt", moved, way) / np.square(way).sum(axis=2)
-        # The cells of a label have no way to go to their own centre.
-        closed[self.cohort.all_labels.get_indexer(self.cohort.labels)[:, None] == np.arange(closed.shape[1])] = np.nan
-        label, towards = np.indices(closed.shape)
-        columns = {"label": label, "towards": towards, "before": shares[0], "after": shares[1], "closed": closed}
-        columns["difference"] = shares[1] - shares[0]
-        self._add("labels", feature, step, {name: values.ravel() for name, values in columns.items()})
-
-    def add_controls(
-        self, feature: int, step: Steps, measures: Measures, like: np.ndarray, directions: np.ndarray
-    ) -> None:
-        """Compare a feature with random features and directions."""
-        value = measures.of_steps([step])[0]
-        labels, sets = list(self.cohort.all_labels), list(self.sets.names)
-        columns: dict[str, np.ndarray] = {"value": value}
-        for name, drawn in (("features", like), ("directions", directions)):
-            others = measures.of_steps([step.along(direction) for direction in drawn]) if len(drawn) else None
-            columns[f"n_{name}"] = np.full(len(value), len(drawn))
-            columns[f"of_{name}"] = np.full(len(value), np.nan) if others is None else others.mean(axis=0)
-            columns[f"above_{name}"] = np.full(len(value), np.nan) if others is None else exceeds(value, others)
-        measure = ["effect", "distance", *["label"] * len(labels), *["gene_set"] * len(sets)]
-        columns["measure"] = np.array(measure, dtype=object)
-        columns["name"] = np.array(["", "", *labels, *sets], dtype=object)
-        told = np.full(len(value), True) if self.how.groupby is not None else columns["measure"] != "label"
-        self._add("controls", feature, step, {name: values[told] for name, values in columns.items()})
-
-    def _add(self, table: str, feature: int, step: Steps, columns: dict[str, np.ndarray]) -> None:
-        n = len(next(iter(columns.values())))
-        self._rows[table].append({"feature": np.full(n, feature), "dose": np.full(n, step.dose), **columns})
-
-    def finished(self) -> dict[str, pd.DataFrame]:
-        """Return the tables."""
-        found = {}
-        for name, order in _schema.STEERING.items():
-            rows = self._rows[name]
-            columns = {column: np.concatenate([row[column] for row in rows]) for column in order} if rows else {}
-            found[name] = _schema.tidy(columns, order, {c: i for c, i in self._categories.items() if c in order})
-        if len(self.parts) == 1 and self.parts[0].modality is None:
-            found["genes"] = found["genes"].drop(columns="modality")
-        return found
-
-
-def _means(values: np.ndarray, codes: np.ndarray, n: int) -> np.ndarray:
-    """Average rows (cells, m) by group: (n groups, m)."""
-    marks = sparse.csr_matrix((np.ones(len(codes)), (codes, np.arange(len(codes)))), shape=(n, len(codes)))
-    return marks @ values / np.bincount(codes, minlength=n)[:, None]
 
 
 @dataclass(frozen=True)
@@ -687,11 +547,11 @@ class _Added:
 def _added(
     data: Data,
     held: Holder,
-    key: str,
     key_added: str | None,
     layer_added: str | None,
     n_steps: int,
     parts: Sequence[Part],
+    part: int,
     var_mod: str | None,
 ) -> _Added:
     """Check where results of one feature at one dose may go."""
@@ -702,13 +562,25 @@ def _added(
             raise ValueError(f"{name}={given!r} cannot name a slot: it must be a non-empty string without '/'.")
     if key_added is not None:
         _schema.check_free(held, key_added)
-    known = [part.modality for part in parts]
-    wanted = var_mod if var_mod in known else known[0]
-    genes = held.data
-    if layer_added is not None and is_mudata(data) and wanted is not None:
+    genes, wanted = held.data, var_mod or parts[part].modality
+    if layer_added is None:
+        return _Added(held, key_added, None, genes, part)
+    if is_mudata(data) and wanted is not None:
         genes = modality(data, wanted)
-    if layer_added is not None and is_mudata(genes):
+    if is_mudata(genes):
         raise ValueError(
-            "A MuData has no layers, and the model does not say of which modality its prediction is. Leave layer_added= out."
+            "A MuData has no layers, and the model does not say of which modality its prediction is. Pass var_mod=, or leave "
+            "layer_added= out."
         )
-    return _Added(held, key_added, layer_added, genes, known.index(wanted))
+    if not (genes.obs_names.is_unique and genes.var_names.is_unique and parts[part].genes.is_unique):
+        raise ValueError(
+            f"layer_added={layer_added!r} puts predictions in their places by name, but names of cells or genes occur more than once. "
+            "Make them unique: adata.obs_names_make_unique(), adata.var_names_make_unique()."
+        )
+    for name in _schema.stored_keys(genes.uns):
+        if genes.uns[name]["params"]["layer"] == layer_added:
+            raise ValueError(
+                f"layers[{layer_added!r}] holds the representation of the SAE {name!r}, and would be overwritten. Choose another "
+                "layer_added=."
+            )
+    return _Added(held, key_added, layer_added, genes, part)
