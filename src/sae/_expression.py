@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -213,4 +214,4 @@ def _warn_of_scale(scale: Scale, summary: Genes, genes: pd.Index, place: str) ->
 def log1p_base(uns: Mapping[str, Any]) -> float:
     """Return the base of log1p values, as Scanpy recorded it or else e."""
     base = (uns.get("log1p") or {}).get("base")
-    return float(np.e) if base is None else float(base)
+    return math.e if base is None else float(base)

@@ -133,16 +133,19 @@ class SCVI:
 
         z = check_latent(z, data, self._module.n_latent, self._name)
         covariates, library = self._covariates(data, self._batch), self._library(data)
-        values = {block.name: np.empty((len(z), len(block.genes)), np.float32) for block in self._blocks}
+        values: dict[str, list[np.ndarray]] = {block.name: [] for block in self._blocks}
         with predicting(self._module):
             for rows in self._row_blocks(len(z)):
                 inputs, codes = self._decoder_inputs(torch.from_numpy(z[rows]), [part[rows] for part in covariates])
                 for block in self._blocks:
                     found = self._rna(inputs, codes, library[rows]) if block.rna else self._atac(inputs, codes)
-                    torch.from_numpy(values[block.name][rows]).copy_(found)
+                    values[block.name].append(found.float().cpu().numpy())
         named = {
             block.name: prediction(
-                values[block.name], data.obs_names, block.genes, "log1p" if block.rna and self._log1p else "linear"
+                _joined(values[block.name]),
+                data.obs_names,
+                block.genes,
+                "log1p" if block.rna and self._log1p else "linear",
             )
             for block in self._blocks
         }
@@ -267,3 +270,8 @@ def _check(model: Any) -> bool:
     if model.registry.get("setup_method_name") != "setup_mudata":
         raise ValueError("The MULTIVI was set up with an AnnData. Train one with MULTIVI.setup_mudata.")
     return True
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    """Put blocks of cells together, without a copy of a single one."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -21,7 +21,7 @@ from ..core.neighbours import Reference
 from ..core.rows import Matrix, read_rows, row_blocks
 from ..core.steering import INTERVENTIONS, Decode, Intervention, Steps, chunk_rows
 
-MAX_REFERENCE, MAX_PER_LABEL, MAX_CONTROL_CELLS = 5_000, 100, 100
+MAX_REFERENCE, MAX_PER_LABEL, MAX_CONTROL_CELLS = 2_500, 100, 100
 PSEUDOCOUNT = 0.1
 
 
@@ -137,7 +137,7 @@ def steer(
       the mean `of_features`, `of_directions`, and the share that the feature exceeds, `above_features`, `above_directions`.
     * `params`: what was done.
 
-    Neighbours are looked for among up to 5,000 cells, drawn at random, for up to 100 cells of each label; controls move up to
+    Neighbours are looked for among up to 2,500 cells, drawn at random, for up to 100 cells of each label; controls move up to
     100 cells, each as far as the feature moves it. Random features are those that are active in the most similar number of cells,
     but for those whose direction has a cosine above 0.9 with the feature.
 
