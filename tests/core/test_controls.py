@@ -24,6 +24,8 @@ def test_features_of_similar_activity():
     assert alike_in_activity(50, pool, cosine, 99).tolist() == [0, 2, 3, 4, 6]
     assert alike_in_activity(50, pool, cosine, 0).tolist() == []
     assert alike_in_activity(0, pool, cosine, 1).tolist() == [3]
+    # By ratio: 75 is nearer to 40 than 10 is, though it is farther away.
+    assert alike_in_activity(40, np.array([10, 75]), np.zeros(2), 1).tolist() == [1]
 
 
 def test_directions_are_uniform():
