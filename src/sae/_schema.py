@@ -14,6 +14,7 @@ from scipy import sparse
 from ._data import Holder, Representation, columns_in_order, is_mudata, listing, recomputed, representation
 from .core.architectures import ARCHITECTURES
 from .core.autoencoder import Autoencoder
+from .core.preprocess import directions as decoder_directions
 
 SCHEMA_VERSION = 1
 WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
@@ -134,6 +135,12 @@ def model(stored: Mapping[str, Any]) -> Autoencoder:
         k=params.get("k"),
         threshold=np.asarray(weights["threshold"]) if "threshold" in weights else None,
     )
+
+
+def directions(stored: Mapping[str, Any]) -> np.ndarray:
+    """Decoder rows (h, d) in the space of training, scaled to length 1; in the raw space for SAEs that were stored without it."""
+    factors = stored["weights"].get("scaling")
+    return decoder_directions(stored["weights"]["W_dec"], None if factors is None else np.asarray(factors))
 
 
 def activations(held: Holder, key: str) -> sparse.csr_matrix:

@@ -166,6 +166,22 @@ def test_an_l1_sae_switches_to_sparse_steps(make, monkeypatch):
     assert kinds[0] == "update_dense" and kinds[-1] == "update_features"
 
 
+@pytest.mark.parametrize(("backend", "architecture"), [*TRAINED_BY, ("sparse", "vanilla")])
+def test_a_frozen_decoder_stays_and_the_encoder_learns(make, monkeypatch, backend, architecture):
+    if backend == "sparse":
+        monkeypatch.setattr(backend_numba, "SPARSE_BELOW", 1.0)
+    trained = make("torch" if backend == "torch" else "compiled", architecture, frozen_decoder=True)
+    taken = batches(cells(), 40)
+    losses = steps_of(trained, taken)
+    np.testing.assert_array_equal(trained.weights()["W_dec"], initial()["W_dec"])
+    assert losses[-5:].mean() < 0.9 * losses[:5].mean()
+    assert np.abs(trained.weights()["W_enc"] - initial()["W_enc"]).max() > 0.01
+    again = make("torch" if backend == "torch" else "compiled", architecture, frozen_decoder=True)
+    if backend != "torch":
+        again.load(copied(trained.state()))
+        np.testing.assert_array_equal(steps_of(again, taken[:2], first=40), steps_of(trained, taken[:2], first=40))
+
+
 @pytest.mark.skipif(not backend_numba._has_bfloat16(), reason="this CPU has no fast bfloat16 products")
 @pytest.mark.parametrize("architecture", ["topk", "batchtopk"])
 def test_narrow_products_train_as_well(make, monkeypatch, architecture):

@@ -80,3 +80,11 @@ def test_paper_starts_from_uniform_weights(x, settings, architecture):
         assert not start[name].any(), name
     shapes = {name: value.shape for name, value in start.items()}
     assert shapes == {"W_enc": (h, d), "b_enc": (h,), "W_dec": (h, d), "b_dec": (d,)}
+
+
+def test_a_frozen_decoder_has_isotropic_directions(x, settings):
+    weights = initial_weights(x, x.std(axis=0), settings(n_features=4000, frozen_decoder=True))
+    np.testing.assert_allclose(np.linalg.norm(weights["W_dec"], axis=1), 1, rtol=1e-5)
+    d = x.shape[1]
+    np.testing.assert_allclose(weights["W_dec"].T @ weights["W_dec"] / 4000, np.eye(d) / d, atol=0.01)
+    np.testing.assert_allclose(weights["W_dec"].mean(axis=0), 0, atol=0.02)

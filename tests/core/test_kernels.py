@@ -332,14 +332,27 @@ def test_update_bias_is_a_step_of_adam(number):
     assert_adam((bias, mean, square), before, gradient, number)
 
 
+def assert_decoder(found, before, gradient, number, unit_norm, frozen):
+    if not frozen:
+        assert_adam(found, before, gradient, number, unit_norm=unit_norm)
+        return
+    for part, expected in zip(found, before, strict=True):
+        np.testing.assert_array_equal(part, expected)
+
+
 def dictionary(h=21, d=6):
     """Weights with their moments: encoder, decoder, encoder bias."""
     return [array for shape in ((h, d), (h, d), (h,)) for array in (drawn(*shape, seed=h), *moments(*shape))]
 
 
+each_decoder = pytest.mark.parametrize(
+    ("unit_norm", "frozen"), [(True, False), (False, False), (True, True)], ids=["unit", "free", "frozen"]
+)
+
+
 @each_grouping
-@pytest.mark.parametrize("unit_norm", [True, False])
-def test_update_features_is_a_step_of_adam_on_the_gradients(ends, unit_norm):
+@each_decoder
+def test_update_features_is_a_step_of_adam_on_the_gradients(ends, unit_norm, frozen):
     a, starts, columns, values = entries()
     n, h, d, number = 40, 21, 6, 4
     y, residuals, b_pre, gradients = drawn(n, d), drawn(n, len(ends), d, seed=1), drawn(d, seed=2), drawn(len(values))
@@ -350,31 +363,31 @@ def test_update_features_is_a_step_of_adam_on_the_gradients(ends, unit_norm):
         _, *found = sorted_by_feature((starts, columns, values, gradients), low, high)
         kernels.update_features(
             np.int64(low), np.int64(high), *found, y, residuals, np.array(ends), factor, b_pre,
-            *step_rate(number, 1e-2), unit_norm, number, *arrays, pre_gradients, last_fired,
+            *step_rate(number, 1e-2), unit_norm, frozen, number, *arrays, pre_gradients, last_fired,
         )  # fmt: skip
     g = np.zeros((n, h))
     g[a > 0] = gradients[: starts[-1]]
     of_decoder = factor * np.einsum("nh,nhd->hd", a, residuals[:, groups_of(ends)].astype(np.float64))
     assert_adam(arrays[0:3], before[0:3], g.T @ (y + b_pre), number)
-    assert_adam(arrays[3:6], before[3:6], of_decoder, number, unit_norm=unit_norm)
+    assert_decoder(arrays[3:6], before[3:6], of_decoder, number, unit_norm, frozen)
     assert_adam(arrays[6:9], before[6:9], g.sum(axis=0), number)
     np.testing.assert_allclose(pre_gradients[0], 1 + g.sum(axis=0) @ before[0], rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(last_fired, np.where((a > 0).any(axis=0), number, 2))
     assert last_fired[3] == 2
 
 
-@pytest.mark.parametrize("unit_norm", [True, False])
-def test_update_dense_is_a_step_of_adam_on_the_gradients(unit_norm):
+@each_decoder
+def test_update_dense_is_a_step_of_adam_on_the_gradients(unit_norm, frozen):
     h, d, number = 21, 6, 4
     of_encoder, of_decoder, of_bias, b_pre = drawn(h, d), drawn(h, d, seed=1), drawn(h, seed=2), drawn(d, seed=3)
     arrays, pre_gradient = dictionary(), np.ones(d, np.float32)
     before = [array.copy() for array in arrays]
     expected = of_encoder + np.outer(of_bias, b_pre).astype(np.float64)
     kernels.update_dense(
-        of_encoder, of_decoder, of_bias, b_pre, *step_rate(number, 1e-2), unit_norm, *arrays, pre_gradient
+        of_encoder, of_decoder, of_bias, b_pre, *step_rate(number, 1e-2), unit_norm, frozen, *arrays, pre_gradient
     )
     assert_adam(arrays[0:3], before[0:3], expected, number)
-    assert_adam(arrays[3:6], before[3:6], of_decoder, number, unit_norm=unit_norm)
+    assert_decoder(arrays[3:6], before[3:6], of_decoder, number, unit_norm, frozen)
     assert_adam(arrays[6:9], before[6:9], of_bias, number)
     np.testing.assert_allclose(pre_gradient, 1 + of_bias @ before[0], rtol=1e-4, atol=1e-5)
 

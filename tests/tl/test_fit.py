@@ -12,6 +12,7 @@ import zarr
 from scipy import sparse
 
 import sae
+from sae import _schema
 from sae.core.architectures import ARCHITECTURES
 from sae.core.defaults import nested_groups
 from sae.core.preprocess import fit_scaling
@@ -694,3 +695,18 @@ def test_bar_when_it_takes_long(make_adata, capsys, monkeypatch, seconds, progre
     monkeypatch.setattr(train, "_evaluate", lambda *args: time.sleep(seconds / 4) or evaluate(*args))
     sae.tl.fit(make_adata(), steps=2, progress=progress)
     assert ("fvu=" in capsys.readouterr().err) is shown
+
+
+@pytest.mark.parametrize(("preprocess", "shape"), [("damped", (50, 50)), ("standardize", (50,)), ("center", None)])
+def test_scaling_is_stored_where_it_turns_directions(pbmc, preprocess, shape):
+    sae.tl.fit(pbmc, preprocess=preprocess, n_features=16, steps=20)
+    stored = pbmc.uns["sae"]
+    scaling = stored["weights"].get("scaling")
+    assert (None if scaling is None else scaling.shape) == shape
+    found = _schema.directions(stored)
+    W_dec = stored["weights"]["W_dec"].astype(np.float64)
+    in_training = W_dec if scaling is None else W_dec * scaling if scaling.ndim == 1 else W_dec @ scaling
+    norms = np.linalg.norm(in_training, axis=1, keepdims=True)
+    np.testing.assert_allclose(found, in_training / norms, rtol=1e-6, atol=1e-9)
+    if scaling is not None:
+        np.testing.assert_allclose(norms, 1, rtol=1e-4)

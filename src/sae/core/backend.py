@@ -26,6 +26,8 @@ class Settings:
         How sparse: one of them, as the architecture says.
     paper
         Train as arXiv:2410.11468: errors and penalty averaged over inputs and features, free decoder norms, one rate.
+    frozen_decoder
+        Leave the decoder as it starts, at random directions.
     """
 
     architecture: str
@@ -40,6 +42,7 @@ class Settings:
     seed: int
     device: str
     paper: bool = False
+    frozen_decoder: bool = False
 
 
 class Backend(Protocol):

@@ -105,7 +105,7 @@ class NumbaBackend:
                 self._sorted[part] = _sorted_arrays(needed * 5 // 4)
             kernels.update_features(
                 low, high, ends, *self._sorted[part], y, self._residuals, self._group_ends, factor, arrays["b_pre"],
-                scaled_rate, epsilon, not settings.paper, number,
+                scaled_rate, epsilon, not settings.paper, settings.frozen_decoder, number,
                 *self._with_moments("W_enc", "W_dec", "b_enc"), pre_gradients, self.last_fired,
             )  # fmt: skip
 
@@ -320,7 +320,7 @@ class NumbaBackend:
             of_decoder = torch.mm(activations[:, part].T, residuals).mul_(float(factor))
             kernels.update_dense(
                 of_encoder.numpy(), of_decoder.numpy(), of_bias[part], self.arrays["b_pre"], scaled_rate, epsilon,
-                not self.settings.paper, *(a[part] for a in self._with_moments("W_enc", "W_dec", "b_enc")), pre_gradients[tile],
+                not self.settings.paper, self.settings.frozen_decoder, *(a[part] for a in self._with_moments("W_enc", "W_dec", "b_enc")), pre_gradients[tile],
             )  # fmt: skip
 
         self._workers.each(update, range(len(tiles)))

@@ -35,6 +35,9 @@ class TorchBackend:
             name: torch.tensor(value, dtype=torch.float32, device=self.device, requires_grad=True)
             for name, value in start.items()
         }
+        if settings.frozen_decoder:
+            # Without a gradient Adam leaves it alone.
+            self._parameters["W_dec"].requires_grad_(False)
         self._fused = self.device.type != "mps"
         self._optimizer = torch.optim.Adam(self._parameters.values(), lr=settings.learning_rate, fused=self._fused)
         self._group_weights = torch.from_numpy(group_weights(len(settings.groups))).to(self.device)
@@ -61,7 +64,7 @@ class TorchBackend:
         loss.backward()
         self._optimizer.step()
         with torch.no_grad():
-            if not self.settings.paper:
+            if not (self.settings.paper or self.settings.frozen_decoder):
                 W_dec = self._parameters["W_dec"]
                 W_dec.div_(W_dec.norm(dim=1, keepdim=True).clamp_min(1e-12))
             self._last_fired[active.any(dim=0)] = number

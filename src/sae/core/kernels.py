@@ -347,7 +347,7 @@ def sort_entries(low, high, starts, columns, values, gradients, ends, rows, sort
 
 @_fast
 def update_features(
-    low, high, ends, rows, values, gradients, y, residuals, group_ends, factor, b_pre, rate, epsilon, unit_norm, step,
+    low, high, ends, rows, values, gradients, y, residuals, group_ends, factor, b_pre, rate, epsilon, unit_norm, frozen, step,
     W_enc, W_enc_mean, W_enc_square, W_dec, W_dec_mean, W_dec_square, b_enc, b_enc_mean, b_enc_square, pre_gradients, last_fired,
 ):  # fmt: skip
     """Take one Adam step on features low to high from their sorted entries.
@@ -356,6 +356,8 @@ def update_features(
     ----------
     rate, epsilon
         With the bias corrections of this step in them.
+    frozen
+        Leave the decoder as it is.
     pre_gradients
         (ceil(h / SUMMED_FEATURES), d), parts of the gradient in respect of the pre-bias, are added to.
     """
@@ -398,15 +400,16 @@ def update_features(
             pre_gradient[q] += bias * W_enc[j, q]
         of_bias[0] = bias
         _adam(W_enc[j], of_encoder, W_enc_mean[j], W_enc_square[j], rate, epsilon)
-        _adam(W_dec[j], of_decoder, W_dec_mean[j], W_dec_square[j], rate, epsilon)
+        if not frozen:
+            _adam(W_dec[j], of_decoder, W_dec_mean[j], W_dec_square[j], rate, epsilon)
         _adam(b_enc[j : j + 1], of_bias, b_enc_mean[j : j + 1], b_enc_square[j : j + 1], rate, epsilon)
-        if unit_norm:
+        if unit_norm and not frozen:
             _normalise(W_dec[j])
 
 
 @_fast
 def update_dense(
-    gradient_enc, gradient_dec, gradient_b, b_pre, rate, epsilon, unit_norm,
+    gradient_enc, gradient_dec, gradient_b, b_pre, rate, epsilon, unit_norm, frozen,
     W_enc, W_enc_mean, W_enc_square, W_dec, W_dec_mean, W_dec_square, b_enc, b_enc_mean, b_enc_square, pre_gradient,
 ):  # fmt: skip
     """Take one Adam step on features whose gradients are given as arrays."""
@@ -415,8 +418,9 @@ def update_dense(
             gradient_enc[j, q] += gradient_b[j] * b_pre[q]
             pre_gradient[q] += gradient_b[j] * W_enc[j, q]
         _adam(W_enc[j], gradient_enc[j], W_enc_mean[j], W_enc_square[j], rate, epsilon)
-        _adam(W_dec[j], gradient_dec[j], W_dec_mean[j], W_dec_square[j], rate, epsilon)
-        if unit_norm:
+        if not frozen:
+            _adam(W_dec[j], gradient_dec[j], W_dec_mean[j], W_dec_square[j], rate, epsilon)
+        if unit_norm and not frozen:
             _normalise(W_dec[j])
     _adam(b_enc, gradient_b, b_enc_mean, b_enc_square, rate, epsilon)
 

@@ -60,6 +60,15 @@ class Scaling:
         """Participation ratio (Σ v)² / Σ v² of the variances v of y's columns: how many of them carry most of it."""
         return float(np.square(self.spread).sum() ** 2 / (self.spread**4).sum())
 
+    @property
+    def factors(self) -> np.ndarray | None:
+        """Factors (d,) or the matrix (d, m) from raw to training space, float32; None for one factor, which turns nothing."""
+        if self.kind in ("center", "none"):
+            return None
+        full = np.zeros((len(self.mean), *self.forward.shape[1:]), dtype=np.float32)
+        full[self.kept] = self.forward
+        return full
+
     def transform(self, x: np.ndarray) -> np.ndarray:
         """Map raw rows (n, d) to training rows (n, m), float32 and contiguous."""
         columns = x if len(self.kept) == x.shape[1] else np.take(x, self.kept, axis=1)
@@ -91,6 +100,25 @@ class Scaling:
             # Pre-activations, and so their thresholds, are the same in both spaces.
             weights["threshold"] = trained.threshold
         return replace(trained, **{name: value.astype(np.float32) for name, value in weights.items()})
+
+
+def directions(W_dec: np.ndarray, factors: np.ndarray | None) -> np.ndarray:
+    """Decoder rows (h, d) in the training space, scaled to length 1, float64; rows of zeros stay.
+
+    In the raw representation the largest components would decide alone how similar two rows are.
+
+    Parameters
+    ----------
+    W_dec
+        (h, d), of the raw representation.
+    factors
+        Those of the :class:`Scaling`.
+    """
+    rows = np.asarray(W_dec, dtype=np.float64)
+    if factors is not None:
+        rows = rows * factors if factors.ndim == 1 else rows @ factors.astype(np.float64)
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
 
 
 def fit_scaling(x: Matrix, kind: Preprocess | None = None, *, block_rows: int = 4096) -> Scaling:

@@ -14,7 +14,7 @@ RESTART_LENGTH, RESTART_LENGTH_PENALISED = 1.0, 0.2
 
 def restart_steps(settings: Settings, idle: int) -> range:
     """Return the steps after which idle features start again: none near the end, where they could not learn any more."""
-    if settings.paper:
+    if settings.paper or settings.frozen_decoder:
         return range(0)
     every = max(RESTART_EVERY, settings.steps // N_RESTARTS, idle)
     return range(every - 1, int(RESTART_UNTIL * settings.steps), every)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-from dataclasses import replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -13,20 +12,13 @@ import pandas as pd
 from .. import _schema
 from .._data import Data, fingerprint, holder, representation
 from .._progress import progress_bar
-from ..core.architectures import ARCHITECTURES
-from ..core.preprocess import PREPROCESS, Preprocess, fit_scaling
+from ..core.preprocess import Preprocess
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from ..core.autoencoder import Autoencoder
-    from ..core.backend import Settings
-    from ..core.preprocess import Scaling
-    from ..core.rows import Matrix
-    from ..core.train import Record, Trained
-
-MIN_CELLS = 10
-RECIPES = ("default", "paper")
+    from ..core.fitting import Fitted
+    from ..core.train import Record
 
 
 def fit(
@@ -152,7 +144,8 @@ def fit(
     Returns
     -------
     Nothing. Writes `uns[key_added]` with `params`, `weights` (`W_enc` (d, h), `b_enc` (h,), `W_dec` (h, d), `b_dec`
-    (d,), float32; `threshold` (h,) where σ has one; `input_names` if the columns have names) and `history` (a row per record:
+    (d,), float32; `threshold` (h,) where σ has one; `scaling`, the factors (d,) or the matrix (d, m) by which the columns were scaled
+    in training, if that was more than one factor; `input_names` if the columns have names) and `history` (a row per record:
     loss, FVU, L0 and dead fraction in training, FVU and L0 on the held-out cells; FVU is the fraction of variance
     unexplained, Σ‖x − x̂‖² / Σ‖x − mean‖², in the raw embedding). Results of an earlier SAE under the same key are removed.
     When interrupted (Ctrl-C), what was trained so far is kept, and `params["ended"]` says so.
@@ -178,33 +171,18 @@ def fit(
     from scanpy import logging as logg
 
     from ..core.checkpoint import Checkpoint
-    from ..core.defaults import choose_settings
-    from ..core.train import choose_device, train
+    from ..core.fitting import Options, how_chosen, plan, with_chosen_k
+    from ..core.fitting import fit as fit_planned
+    from ..core.seeds import integer_seed
 
     held = holder(data, mod)
     _schema.check_key(key_added, held)
     if key_added == use_rep:
         raise ValueError(f"key_added={key_added!r} is also the representation to train on, which it would replace.")
-    _check_choices(architecture, preprocess, recipe, validation)
-    _check_sparsity(architecture, k=k, l1=l1, l0=l0)
-    _check_positive(n_features=n_features, k=None if k == "auto" else k, learning_rate=learning_rate, steps=steps)
-    _check_positive(batch_size=batch_size, early_stopping=early_stopping)
-    found = representation(held, use_rep, layer)
-    x, (n, d) = found.matrix, found.matrix.shape
-    if n < MIN_CELLS:
-        raise ValueError(f"{found.where} has {n} cells; an SAE needs at least {MIN_CELLS}.")
-
-    seed = int(rng) if isinstance(rng, int | np.integer) else int(np.random.default_rng(rng).integers(2**31))
-    train_rows, val_rows = _split(n, validation, seed, found.where)
-    scaling = fit_scaling(x, "none" if preprocess is None and recipe == "paper" else preprocess)
-    if len(scaling.kept) < d:
-        logg.warning(f"{d - len(scaling.kept)} of {d} columns of {found.where} are constant; they get zero weight.")
-    settings = choose_settings(
-        n,
-        d,
+    options = Options(
         architecture=architecture,
-        paper=recipe == "paper",
-        n_effective=scaling.n_effective,
+        recipe=recipe,
+        preprocess=preprocess,
         n_features=n_features,
         k=k,
         l1=l1,
@@ -212,48 +190,37 @@ def fit(
         learning_rate=learning_rate,
         steps=steps,
         batch_size=batch_size,
-        n_train=len(train_rows),
-        seed=seed,
-        device=choose_device(device),
+        validation=validation,
+        early_stopping=early_stopping,
+        device=device,
     )
+    found = representation(held, use_rep, layer)
+    x, (n, d) = found.matrix, found.matrix.shape
+    planned = plan(x, options, integer_seed(rng), where=found.where)
+    if (n_constant := d - len(planned.scaling.kept)) > 0:
+        logg.warning(f"{n_constant} of {d} columns of {found.where} are constant; they get zero weight.")
 
-    start = logg.info(f"training {settings.n_features} features on {found.where} ({n} × {d})")
-    choice: dict[str, Any] = {}
-    if k == "auto":
-        settings, choice = _with_chosen_k(x, scaling, settings, train_rows, val_rows)
-    cells = fingerprint(held, x)
-    identity = f"{cells} {n} {scaling.kind} {validation}"
+    start = logg.info(f"training {planned.settings.n_features} features on {found.where} ({n} × {d})")
+    planned = with_chosen_k(planned)
+    if planned.chosen_k is not None:
+        logg.info(f"    k = {planned.chosen_k.k}, {how_chosen(planned.chosen_k)}")
+    settings, cells = planned.settings, fingerprint(held, x)
+    identity = f"{cells} {n} {planned.scaling.kind} {validation}"
+    kept = None if checkpoint is None else Checkpoint(Path(checkpoint), settings, identity)
     with progress_bar(settings.steps, "fit", "step", shown=progress) as bar:
-        trained = train(
-            x,
-            scaling,
-            settings,
-            train_rows=train_rows,
-            val_rows=val_rows,
-            patience=early_stopping,
-            checkpoint=None if checkpoint is None else Checkpoint(Path(checkpoint), settings, identity),
-            on_step=partial(_show, bar),
-        )
-    if trained.ended == "interrupted":
-        logg.warning(f"interrupted after {trained.steps} of {settings.steps} steps; what was trained so far is kept.")
+        fitted = fit_planned(planned, checkpoint=kept, on_step=partial(_show, bar))
+    params = fitted.params
+    if params["ended"] == "interrupted":
+        logg.warning(f"interrupted after {params['steps']} of {settings.steps} steps; what was trained so far is kept.")
 
-    params = {
-        **_stored_settings(settings),
-        **choice,
-        **_stored_scaling(scaling, d),
-        **_goodness(trained.autoencoder, x, train_rows, val_rows, scaling.variance),
-        "recipe": recipe,
-        "steps": trained.steps,
-        "ended": trained.ended,
+    _schema.drop_results(held, key_added)
+    origin = {
         "use_rep": None if layer is not None else (use_rep or "X_pca"),
         "layer": layer,
-        "validation": float(validation),
-        "n_obs": n,
         "fingerprint": cells,
         "version": importlib.metadata.version("scsae"),
     }
-    _schema.drop_results(held, key_added)
-    _schema.write(held, key_added, _stored(params, trained, found.names))
+    _schema.write(held, key_added, _stored(fitted, origin, found.names))
     logg.info(
         "    finished",
         time=start,
@@ -262,109 +229,21 @@ def fit(
     )
 
 
-def _split(n: int, validation: float, seed: int, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """Draw the rows to train on and those to hold out."""
-    shuffled = np.random.default_rng(seed).permutation(n)
-    n_val = round(validation * n)
-    if n_val == n:
-        raise ValueError(f"validation={validation} holds out all {n} cells of {where}. Lower it.")
-    return np.sort(shuffled[n_val:]), np.sort(shuffled[:n_val])
-
-
-def _with_chosen_k(
-    x: Matrix, scaling: Scaling, settings: Settings, train_rows: np.ndarray, val_rows: np.ndarray
-) -> tuple[Settings, dict[str, Any]]:
-    """Choose k from the data, and say how."""
-    from scanpy import logging as logg
-
-    from ..core.choose_k import EXPLAINED, choose_k
-
-    chosen = choose_k(x, scaling, settings, train_rows=train_rows, val_rows=val_rows)
-    less = f"less than {EXPLAINED:.0%} of held-out cells unexplained"
-    how = f"the smallest k that leaves {less}" if chosen.found else f"the default: no k leaves {less}"
-    logg.info(f"    k = {chosen.k}, {how}")
-    tried = sorted(chosen.tried)
-    return replace(settings, k=chosen.k), {
-        "k_choice": how,
-        "k_tried": np.array(tried),
-        "k_tried_unexplained": np.array([chosen.tried[k] for k in tried]),
-    }
-
-
-def _stored_settings(settings: Settings) -> dict[str, Any]:
-    """Write the settings as plain values; of `k` and `l1`, the one that the architecture uses."""
-    sparsity = ARCHITECTURES[settings.architecture].sparsity
-    return {
-        "architecture": settings.architecture,
-        "n_features": settings.n_features,
-        "l0_weight" if sparsity == "l0" else sparsity: getattr(settings, sparsity),
-        "learning_rate": settings.learning_rate,
-        "steps": settings.steps,
-        "batch_size": settings.batch_size,
-        "seed": settings.seed,
-    }
-
-
-def _stored_scaling(scaling: Scaling, d: int) -> dict[str, Any]:
-    return {
-        "preprocess": scaling.kind,
-        "n_constant_inputs": d - len(scaling.kept),
-        "input_scale": float(scaling.forward[0]) if scaling.kind in ("center", "none") else None,
-        "variance": scaling.variance,
-    }
-
-
-def _stored(params: dict[str, Any], trained: Trained, input_names: np.ndarray | None) -> dict[str, Any]:
+def _stored(fitted: Fitted, origin: dict[str, Any], input_names: np.ndarray | None) -> dict[str, Any]:
     from ..core.train import HISTORY_COLUMNS
 
-    weights = {name: getattr(trained.autoencoder, name) for name in _schema.WEIGHTS}
-    if trained.autoencoder.threshold is not None:
-        weights["threshold"] = trained.autoencoder.threshold
+    weights = {name: getattr(fitted.autoencoder, name) for name in _schema.WEIGHTS}
+    optional = {"threshold": fitted.autoencoder.threshold, "scaling": fitted.scaling.factors}
+    weights |= {name: value for name, value in optional.items() if value is not None}
     if input_names is not None:
         weights["input_names"] = input_names.astype(object)
-    history = pd.DataFrame([vars(record) for record in trained.history], columns=HISTORY_COLUMNS)
+    history = pd.DataFrame([vars(record) for record in fitted.history], columns=HISTORY_COLUMNS)
     return {
         "schema_version": _schema.SCHEMA_VERSION,
-        "params": params,
+        "params": {**fitted.params, **origin},
         "weights": weights,
         "history": _schema.plain_index(history),
     }
-
-
-def _check_positive(**settings: float | None) -> None:
-    for name, value in settings.items():
-        lowest = "not above 0" if name == "learning_rate" else "below 1"
-        if value is not None and name != "learning_rate" and not isinstance(value, int | np.integer):
-            raise TypeError(f"{name}={value!r} is a {type(value).__name__}; expected an integer.")
-        if value is not None and (value <= 0 or (value < 1 and name != "learning_rate")):
-            raise ValueError(f"{name}={value} is {lowest}. Leave it out to have it chosen from the data.")
-
-
-def _check_choices(architecture: str, preprocess: str | None, recipe: str, validation: float) -> None:
-    for name, value, choices in (
-        ("architecture", architecture, tuple(ARCHITECTURES)),
-        ("preprocess", preprocess or "center", PREPROCESS),
-        ("recipe", recipe, RECIPES),
-    ):
-        if value not in choices:
-            raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}.")
-    if recipe == "paper" and architecture not in ("vanilla", "relu", "topk"):
-        raise ValueError(f"recipe='paper' trains 'vanilla', 'relu' or 'topk', not architecture={architecture!r}.")
-    if not 0 <= validation < 1:
-        raise ValueError(f"validation={validation} is not a share of the cells from 0 up to, not including, 1.")
-
-
-def _check_sparsity(architecture: str, **given: float | str | None) -> None:
-    sparsity = ARCHITECTURES[architecture].sparsity
-    for name, value in given.items():
-        if value is None:
-            continue
-        if name != sparsity:
-            raise ValueError(f"architecture={architecture!r} is made sparse by {sparsity}=, not by {name}=.")
-        if name == "k" and isinstance(value, str) and value != "auto":
-            raise ValueError(f"k={value!r} is neither a number of features nor 'auto'.")
-        if name != "k" and not isinstance(value, str) and value < 0:
-            raise ValueError(f"{name}={value} is negative; the penalty must be 0 or more.")
 
 
 def _show(bar: tqdm, step: int, record: Record | None) -> None:
@@ -372,19 +251,3 @@ def _show(bar: tqdm, step: int, record: Record | None) -> None:
     if record is not None:
         found = {"fvu": f"{record.fvu:.3f}", "l0": f"{record.l0:.1f}", "dead": f"{record.dead_fraction:.0%}"}
         bar.set_postfix(found, refresh=False)
-
-
-def _goodness(
-    trained: Autoencoder, x: Matrix, train_rows: np.ndarray, val_rows: np.ndarray, variance: float
-) -> dict[str, float]:
-    """Return FVU and L0 of the folded weights on the cells of training and on those held out, NaN for none."""
-    squared_error, n_active = np.empty(x.shape[0]), np.empty(x.shape[0])
-    start = 0
-    for block in trained.encode_blocks(x):
-        rows = slice(start, start := start + len(block.squared_error))
-        squared_error[rows], n_active[rows] = block.squared_error, np.diff(block.activations.indptr)
-    goodness = {}
-    for prefix, part in (("", train_rows), ("val_", val_rows)):
-        goodness[f"{prefix}fvu"] = float(squared_error[part].mean() / variance) if len(part) else float("nan")
-        goodness[f"{prefix}l0"] = float(n_active[part].mean()) if len(part) else float("nan")
-    return goodness
