@@ -255,6 +255,11 @@ def test_device_is_taken_as_given_and_auto_is_one_that_is_there():
     assert torch.zeros(1, device=module.choose_device("auto")).sum() == 0
 
 
+def test_a_device_that_is_none():
+    with pytest.raises(ValueError, match="device='gpu' is not 'auto', 'cpu'"):
+        module.choose_device("gpu")
+
+
 @each_architecture
 def test_the_compiled_back_end_is_used_where_there_is_one(x, settings, architecture):
     used = settings(architecture)

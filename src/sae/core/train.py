@@ -69,6 +69,10 @@ class DivergedError(FloatingPointError):
 def choose_device(device: str) -> str:
     """Return `device`, or for `"auto"` the fastest kind that this machine has."""
     if device != "auto":
+        try:
+            torch.device(device)
+        except RuntimeError:
+            raise ValueError(f"device={device!r} is not 'auto', 'cpu', 'cuda', 'cuda:0', 'mps' or the like.") from None
         return device
     if torch.cuda.is_available():
         return "cuda"
