@@ -28,6 +28,8 @@ ON_DATA = {
 MOST_POSITIONAL = 3
 NAMES_A_REPRESENTATION = {"tl.ablate", "tl.steer", "get.ablation"}
 """With `key_added=`, which elsewhere names an SAE."""
+OF_TWO = {"tl.compare_enrichment", "tl.match"}
+"""Verbs that compare two objects."""
 
 
 # ---- What the API looks like
@@ -75,6 +77,7 @@ def test_the_api_is_what_is_promised():
         "steer",
         "ablate",
         "perturbation",
+        "match",
     }
     assert verbs <= set(sae.tl.__all__)
     assert {"activations", "features", "model", "decoder", "genes", "enrichment", "labels"} <= set(sae.get.__all__)
@@ -87,7 +90,8 @@ def test_the_api_is_what_is_promised():
 
 @pytest.mark.parametrize("name", ON_DATA)
 def test_data_first(name):
-    assert parameters(ON_DATA[name])[0].name == "data"
+    expected = ["a", "b"] if name in OF_TWO else ["data"]
+    assert [parameter.name for parameter in parameters(ON_DATA[name])[: len(expected)]] == expected
 
 
 @pytest.mark.parametrize("name", PUBLIC)
@@ -172,6 +176,7 @@ ALLOWED = {
     "_prediction": {"_data", "core"},
     "_expression": {"_data", "_prediction", "core"},
     "_steering": {"_prediction", "_schema", "core"},
+    "_pairs": {"_data", "_schema"},
     "_peaks": {"_data", "_expression", "_genesets", "core"},
     "tl": {
         "_schema",
@@ -179,6 +184,7 @@ ALLOWED = {
         "_design",
         "_expression",
         "_genesets",
+        "_pairs",
         "_peaks",
         "_prediction",
         "_progress",

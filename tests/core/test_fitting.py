@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sae.core.fitting import Options, fit, options_of, plan, with_chosen_k
-from sae.core.preprocess import PREPROCESS, directions
+from sae.core.preprocess import PREPROCESS, directions, fit_scaling
 from sae.core.restart import restart_steps
 
 QUICK = {"n_features": 32, "steps": 60, "device": "cpu"}
@@ -72,8 +72,16 @@ def test_directions_are_unit_rows_of_the_training_space(x, preprocess):
     W_dec = fitted.autoencoder.W_dec[:, fitted.scaling.kept].astype(np.float64)
     expected = W_dec * forward if forward.ndim == 1 else W_dec @ forward
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    # One factor for all columns turns nothing: then the columns stay as they are, the constant one too.
-    np.testing.assert_allclose(found[:, : expected.shape[1]], expected, atol=1e-5)
+    np.testing.assert_allclose(found @ found.T, expected @ expected.T, atol=1e-5)
+
+
+@pytest.mark.parametrize("preprocess", PREPROCESS)
+def test_directions_of_other_cells_have_the_same_axes(x, preprocess):
+    """Eigenvectors have any sign, and near equal eigenvalues any order."""
+    one, other = (fit_scaling(part, preprocess) for part in (x[::2], x[1::2]))
+    W_dec = np.random.default_rng(0).normal(size=(40, x.shape[1]))
+    pairs = (directions(W_dec, one.factors) * directions(W_dec, other.factors)).sum(axis=1)
+    assert pairs.min() > 0.99
 
 
 def test_directions_of_features_without_a_decoder_stay_zero():

@@ -62,11 +62,20 @@ class Scaling:
 
     @property
     def factors(self) -> np.ndarray | None:
-        """Factors (d,) or the matrix (d, m) from raw to training space, float32; None for one factor, which turns nothing."""
+        """Factors (d,) or the matrix (d, d) from raw to training space, float32; None for one factor, which turns nothing.
+
+        The matrix is V diag(g) Vᵀ where `forward` is V diag(g): turned back to the axes of the raw representation, so that it can
+        be compared with that of other cells, whose eigenvectors have other signs and another order.
+        """
         if self.kind in ("center", "none"):
             return None
-        full = np.zeros((len(self.mean), *self.forward.shape[1:]), dtype=np.float32)
-        full[self.kept] = self.forward
+        d, kept = len(self.mean), self.kept
+        if self.forward.ndim == 1:
+            full = np.zeros(d, dtype=np.float32)
+            full[kept] = self.forward
+            return full
+        full = np.zeros((d, d), dtype=np.float32)
+        full[np.ix_(kept, kept)] = self.forward @ (self.forward / np.linalg.norm(self.forward, axis=0)).T
         return full
 
     def transform(self, x: np.ndarray) -> np.ndarray:

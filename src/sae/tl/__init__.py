@@ -1,9 +1,11 @@
 """Tools: train an SAE, encode cells, and find out what its features mean."""
 
 from ._ablate import ablate
+from ._compare_enrichment import compare_enrichment
 from ._encode import encode
 from ._enrich import enrich
 from ._fit import fit
+from ._match import match
 from ._name_features import name_features
 from ._peaks_to_genes import peaks_to_genes
 from ._perturbation import perturbation
@@ -13,9 +15,11 @@ from ._steer import steer
 
 __all__ = [
     "ablate",
+    "compare_enrichment",
     "encode",
     "enrich",
     "fit",
+    "match",
     "name_features",
     "peaks_to_genes",
     "perturbation",

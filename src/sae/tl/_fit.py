@@ -144,7 +144,7 @@ def fit(
     Returns
     -------
     Nothing. Writes `uns[key_added]` with `params`, `weights` (`W_enc` (d, h), `b_enc` (h,), `W_dec` (h, d), `b_dec`
-    (d,), float32; `threshold` (h,) where σ has one; `scaling`, the factors (d,) or the matrix (d, m) by which the columns were scaled
+    (d,), float32; `threshold` (h,) where σ has one; `scaling`, the factors (d,) or the matrix (d, d) by which the columns were scaled
     in training, if that was more than one factor; `input_names` if the columns have names) and `history` (a row per record:
     loss, FVU, L0 and dead fraction in training, FVU and L0 on the held-out cells; FVU is the fraction of variance
     unexplained, Σ‖x − x̂‖² / Σ‖x − mean‖², in the raw embedding). Results of an earlier SAE under the same key are removed.
