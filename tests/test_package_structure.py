@@ -78,6 +78,8 @@ def test_the_api_is_what_is_promised():
         "ablate",
         "perturbation",
         "match",
+        "recovery",
+        "probe",
     }
     assert verbs <= set(sae.tl.__all__)
     assert {"activations", "features", "model", "decoder", "genes", "enrichment", "labels"} <= set(sae.get.__all__)
@@ -177,6 +179,7 @@ ALLOWED = {
     "_expression": {"_data", "_prediction", "core"},
     "_steering": {"_prediction", "_schema", "core"},
     "_pairs": {"_data", "_schema"},
+    "_variables": {"_data", "core"},
     "_peaks": {"_data", "_expression", "_genesets", "core"},
     "tl": {
         "_schema",
@@ -189,6 +192,7 @@ ALLOWED = {
         "_prediction",
         "_progress",
         "_steering",
+        "_variables",
         "_names",
         "get",
         "io",

@@ -2,12 +2,17 @@ from __future__ import annotations
 
 from itertools import permutations
 
+import anndata as ad
+import h5py
 import numpy as np
 import pytest
 from scipy import sparse
+from sklearn.linear_model import LinearRegression
+from sklearn.metrics import average_precision_score, f1_score, precision_score, recall_score
+from sklearn.metrics.pairwise import cosine_similarity
 
 from sae.core import recovery as module
-from sae.core.recovery import correlations, recovery
+from sae.core.recovery import correlations, edge_scores, graph_recovery, judged, recovery
 
 
 def made(n=200, p=4, h=6, *, density=0.4, shift=0.0, seed=0):
@@ -153,3 +158,87 @@ def test_dead_features_find_nothing():
 def test_bad_input(truth, h, message):
     with pytest.raises(ValueError, match=message):
         recovery(truth, np.zeros((10, h)))
+
+
+@each_layout
+def test_without_centring_it_is_the_cosine(layout):
+    truth, a = made(shift=2)
+    a[:, 1] = 0
+    expected = cosine_similarity(truth.T, a.T)
+    np.testing.assert_allclose(correlations(truth, layout(a), centred=False), expected, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["array", "csr"])
+def test_activations_on_disk(kind, tmp_path, monkeypatch):
+    truth, a = made()
+    adata = ad.AnnData(a if kind == "array" else sparse.csr_matrix(a))
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    monkeypatch.setattr(module, "BLOCK_VALUES", 33 * a.shape[1])
+    with h5py.File(tmp_path / "a.h5ad") as file:
+        stored = file["X"] if kind == "array" else ad.io.sparse_dataset(file["X"])
+        np.testing.assert_allclose(correlations(truth, stored), of_numpy(truth, a), rtol=1e-9, atol=1e-12)
+
+
+def test_what_is_said_of_each_variable():
+    r = np.array([[0.2, -0.9, 0.5], [0.96, -0.3, 0.92], [0.97, 0.1, 0.0]])
+    found = judged(r, (0.1, 0.9))
+    np.testing.assert_array_equal(found.feature, [1, 0, 0])
+    np.testing.assert_array_equal(found.r, [-0.9, 0.96, 0.97])
+    np.testing.assert_array_equal(found.best, [0.9, 0.96, 0.97])
+    np.testing.assert_array_equal(found.highest, [0.5, 0.96, 0.97])
+    np.testing.assert_array_equal(found.partner, [1, 2, 0])
+    np.testing.assert_array_equal(found.matched, [0.9, 0.92, 0.97])
+    np.testing.assert_array_equal(found.n_above, [[3, 3, 1], [0, 2, 1]])
+    few = judged(r[:, :2])
+    assert sorted(few.partner) == [-1, 0, 1] and few.n_above.shape == (0, 3)
+    assert (few.matched[few.partner < 0] == 0).all()
+
+
+# ---- Graphs
+
+
+def test_slopes_are_those_of_linear_regression():
+    truth, a = made(p=3, h=5, density=1.1)
+    x = np.random.default_rng(1).normal(size=(len(a), 7)) + a @ np.random.default_rng(2).normal(size=(5, 7))
+    expected = LinearRegression().fit(a, x).coef_ * a.std(axis=0) / x.std(axis=0)[:, None]
+    np.testing.assert_allclose(edge_scores(a, x, "regression"), expected.T, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(edge_scores(a, x, "correlation"), of_numpy(a, x), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(edge_scores(a, x, "cosine"), cosine_similarity(a.T, x.T), rtol=1e-6, atol=1e-9)
+
+
+def test_slopes_of_equal_and_silent_features():
+    _, a = made(h=3, density=1.1)
+    x = a[:, :1] * [2.0, 0.0] + a[:, 1:2] * [0.0, 1.0] + a[:, 2:] * 0.1
+    scores = edge_scores(np.column_stack([a, a[:, 0], 0 * a[:, 0]]), x, "regression")
+    np.testing.assert_allclose(scores[0], scores[3], atol=1e-6)
+    np.testing.assert_array_equal(scores[4], 0)
+    np.testing.assert_allclose(scores[0] + scores[3], edge_scores(a, x, "regression")[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("n_edges", [1, 20, 60])
+def test_graphs_are_compared_as_by_scikit_learn(n_edges):
+    rng = np.random.default_rng(0)
+    truth = rng.random((6, 15)) < 0.3
+    scores = np.round(rng.normal(size=truth.shape) + truth, 1) + rng.random(truth.shape) * 1e-6
+    scores[2, :5] = 0.25
+    drawn = scores >= np.sort(scores, axis=None)[-n_edges]
+    found = graph_recovery(scores, truth, n_edges)
+    for j in range(6):
+        pair = truth[j], drawn[j]
+        assert found.precision[j] == pytest.approx(precision_score(*pair, zero_division=0))
+        assert found.recall[j] == pytest.approx(recall_score(*pair))
+        assert found.f1[j] == pytest.approx(f1_score(*pair))
+        assert found.average_precision[j] == pytest.approx(average_precision_score(truth[j], scores[j]))
+        assert found.density[j] == pytest.approx(truth[j].mean())
+
+
+def test_a_perfect_graph_and_none():
+    truth = np.array([[1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0], [1, 1, 0, 0]], dtype=bool)
+    scores = np.where(truth, 2.0, -1.0)
+    scores[3] = -np.inf
+    found = graph_recovery(scores, truth, int(truth.sum()))
+    # The last one has no feature: of 5 edges, 3 are found, and two others drawn.
+    np.testing.assert_array_equal(found.recall, [1, 1, np.nan, 0])
+    np.testing.assert_array_equal(found.precision[2:], [np.nan, 0])
+    np.testing.assert_array_equal(np.isnan(found.average_precision), [False, False, True, False])
+    np.testing.assert_allclose(found.average_precision[[0, 1, 3]], [1, 1, 0.5])

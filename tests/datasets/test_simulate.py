@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+import inspect
+
 import anndata as ad
 import numpy as np
 import pytest
+from scipy import stats
 
 from sae.datasets import simulate_programs, simulate_small
+
+DATA_OF_SEED_0 = [7775, 192, 1209, 119, 38461]
+SMALL_OF_SEED_0 = [433, 299]
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +132,128 @@ def test_rare_programs():
         assert ((per_type - share).abs() < 5 * np.sqrt(share)).all()
 
 
+def test_rare_programs_of_one_cell_in_a_thousand():
+    adata = simulate_programs(50_000, 20, n_programs=10, n_types=4, rare=0.001, n_rare=3)
+    n_active = (adata.obsm["programs"][:, -3:] != 0).sum(axis=0)
+    assert ((n_active > 20) & (n_active < 90)).all()
+
+
+def test_correlated_programs_keep_their_margins():
+    n, p = 20_000, 8
+    cells = simulate_programs(n, 20, n_programs=p, correlation=0.6, block_size=3)
+    activity = cells.obsm["activity"].astype(np.float64)
+    for j, column in enumerate(activity.T):
+        observed = np.bincount(column.astype(int), minlength=12)[:12]
+        expected = n * stats.poisson.pmf(np.arange(12), 1 + 0.1 * j)
+        usual = expected > 5
+        assert (np.abs(observed - expected) < 5 * np.sqrt(expected))[usual].all()
+    r = np.corrcoef(activity, rowvar=False)
+    block = np.arange(p) // 3
+    inside = (block[:, None] == block) & ~np.eye(p, dtype=bool)
+    assert ((r[inside] > 0.5) & (r[inside] < 0.6)).all()
+    assert np.abs(r[block[:, None] != block]).max() < 5 / np.sqrt(n)
+
+
+def test_correlation_is_that_of_the_copula():
+    """Against its definition by numerical integration over the two normal variables."""
+    rates, rho = (1.0, 1.1), 0.8
+    cells = simulate_programs(100_000, 5, n_programs=2, correlation=rho)
+    nodes = np.linspace(-6, 6, 301)
+    weights = stats.norm.pdf(nodes)
+    x, y = np.meshgrid(nodes, nodes)
+    shared = np.clip(rho * x + np.sqrt(1 - rho**2) * y, -8, 8)
+    of_one, of_other = (stats.poisson.ppf(stats.norm.cdf(z), rate) for z, rate in zip((x, shared), rates, strict=True))
+    mean = (of_one * of_other * np.outer(weights, weights)).sum() / weights.sum() ** 2
+    expected = (mean - rates[0] * rates[1]) / np.sqrt(rates[0] * rates[1])
+    assert np.corrcoef(cells.obsm["activity"].T)[0, 1] == pytest.approx(expected, abs=0.01)
+
+
+def test_dimensions_are_parameters():
+    cells = simulate_programs(
+        30_000, 12, n_programs=6, n_types=3, n_levels=5, lowest_rate=2, rate_step=0.5, shift_sd=0.4
+    )
+    assert sorted(cells.obs["covariate"].unique()) == [0, 1, 2, 3, 4]
+    np.testing.assert_allclose(cells.obsm["activity"].mean(axis=0), 2 + 0.5 * np.arange(6), atol=0.08)
+    shift = (cells.obsm["programs_unmasked"] - cells.obsm["activity"])[:, 0]
+    assert (shift - cells.obs["covariate"]).std() == pytest.approx(0.4, rel=0.02)
+
+
+def test_batches_multiply_genes():
+    plain = simulate_programs(5_000, 60, n_programs=10)
+    cells = simulate_programs(5_000, 60, n_programs=10, n_batches=3, batch_sd=0.5)
+    for part in ("programs", "activity"):
+        np.testing.assert_array_equal(plain.obsm[part], cells.obsm[part])
+    assert cells.obs["batch"].value_counts(normalize=True).between(0.3, 0.37).all()
+    factors = cells.varm["batch_factors"]
+    np.testing.assert_allclose(cells.X, plain.X * factors[:, cells.obs["batch"].cat.codes].T, rtol=1e-6)
+    assert np.log(factors).mean() == pytest.approx(0, abs=0.15)
+    assert np.log(factors).std() == pytest.approx(0.5, abs=0.1)
+    again = simulate_programs(70, 60, n_programs=10, n_batches=3, batch_sd=0.5, noise="nb")
+    np.testing.assert_array_equal(again.varm["batch_factors"], factors)
+
+
+@pytest.mark.parametrize("noise", ["poisson", "nb"])
+def test_library_sizes(noise):
+    expected = simulate_programs(20_000, 40, n_programs=10)
+    counts = simulate_programs(20_000, 40, n_programs=10, noise=noise, library_sd=0.5)
+    factor = counts.obs["size_factor"].to_numpy()
+    assert factor.mean() == pytest.approx(1, abs=0.02)
+    assert np.log(factor).std() == pytest.approx(0.5, abs=0.01)
+    assert np.abs(np.corrcoef(factor, expected.X.sum(axis=1))[0, 1]) < 0.03
+    y = np.maximum(expected.X, 0).sum(axis=1, dtype=np.float64)
+    total = counts.X.sum(axis=1, dtype=np.float64)
+    share = total[y > 0] / (5_000 * factor * y / y.mean())[y > 0]
+    assert share.mean() == pytest.approx(1, abs=0.01)
+    assert np.corrcoef(total, factor * y)[0, 1] > (0.95 if noise == "nb" else 0.995)
+
+
+@pytest.mark.parametrize("dispersion", [None, 0.5])
+def test_negative_binomial(dispersion):
+    expected = simulate_programs(5_000, 120, n_programs=20)
+    counts = simulate_programs(5_000, 120, n_programs=20, noise="nb", dispersion=dispersion)
+    np.testing.assert_array_equal(counts.obsm["programs"], expected.obsm["programs"])
+    phi = dispersion or 0.1
+    assert counts.uns["simulation"]["dispersion"] == phi
+    mean = np.maximum(expected.X, 0).astype(np.float64)
+    mean *= 5_000 / mean.sum(axis=1).mean()
+    x = counts.X.astype(np.float64)
+    z = ((x - mean) / np.sqrt(mean + phi * mean**2, where=mean > 0, out=np.ones_like(mean)))[mean > 0]
+    assert z.mean() == pytest.approx(0, abs=0.02)
+    assert z.var() == pytest.approx(1, abs=0.03)
+    # The share of zeros, where they are neither certain nor rare.
+    some = (mean > 1) & (mean < 5)
+    zero = stats.nbinom.pmf(0, 1 / phi, 1 / (1 + phi * mean[some]))
+    assert (x[some] == 0).mean() == pytest.approx(zero.mean(), abs=0.01)
+
+
+def test_options_change_only_their_part():
+    """No option moves what others draw."""
+    arguments = {"n_cells": 300, "n_genes": 40, "n_programs": 12}
+    plain = simulate_programs(**arguments)
+    for option in ({"correlation": 0.5}, {"n_batches": 2}, {"noise": "nb"}, {"rare": 0.1, "n_rare": 2}):
+        other = simulate_programs(**arguments, **option)
+        assert other.obs[["cell_type", "covariate"]].equals(plain.obs)
+        np.testing.assert_array_equal(other.varm["programs"], plain.varm["programs"])
+        np.testing.assert_array_equal(*(adata.uns["simulation"]["type_programs"] for adata in (other, plain)))
+
+
+def test_every_parameter_is_recorded():
+    recorded = set(simulate_programs(20, 10, n_programs=4).uns["simulation"])
+    asked = set(inspect.signature(simulate_programs).parameters) - {"n_cells", "n_genes", "rng"}
+    assert recorded == asked | {"simulator", "seed", "type_programs"}
+    assert set(simulate_small(20).uns["simulation"]) == {"simulator", "rate", "gates", "seed"}
+
+
+def test_the_data_of_a_seed_stay_as_they_are():
+    """What releases have made of seed 0; benchmarks are reported on such data."""
+    cells = simulate_programs(200, 50, n_programs=20)
+    found = [cells.obsm["activity"].sum(), cells.obs["covariate"].sum(), (cells.obsm["programs"] != 0).sum()]
+    found += [cells.varm["programs"].sum(), simulate_programs(200, 50, n_programs=20, noise="poisson").X[:5].sum()]
+    assert found == DATA_OF_SEED_0
+    small = simulate_small(200)
+    assert [small.obs["activity"].sum(), small.obsm["gates"].sum()] == SMALL_OF_SEED_0
+
+
 def test_nothing_at_all_can_be_counted():
     adata = simulate_programs(10, 5, n_programs=1, gene_density=1e-9, noise="poisson")
     assert (adata.X == 0).all()
@@ -161,6 +289,16 @@ def test_small_repeats():
     assert (one.X != third.X).any()
 
 
+def test_small_of_other_dimensions():
+    cells = simulate_small(20_000, rate=5, gates=[0.3, 0.8], graph=[[1, 1, 0, 0], [0, 1, 0, 1]])
+    assert cells.obs["activity"].mean() == pytest.approx(5, abs=0.1)
+    np.testing.assert_allclose(cells.obsm["gates"].mean(axis=0), [0.3, 0.8], atol=0.02)
+    x1, x2 = cells.obsm["programs"].T
+    np.testing.assert_array_equal(cells.X, np.column_stack([x1, x1 + x2, 0 * x1, x2]))
+    np.testing.assert_array_equal(cells.varm["programs"], [[1, 0], [1, 1], [0, 0], [0, 1]])
+    assert cells.uns["simulation"]["gates"].tolist() == [0.3, 0.8]
+
+
 # ---- Both
 
 
@@ -169,6 +307,12 @@ def test_small_repeats():
     [
         pytest.param(lambda: simulate_programs(20, 10, n_programs=4), id="programs"),
         pytest.param(lambda: simulate_programs(20, 10, n_programs=4, noise="poisson", rare=0.5, n_rare=2), id="counts"),
+        pytest.param(
+            lambda: simulate_programs(
+                20, 10, n_programs=4, noise="nb", library_sd=0.3, n_batches=2, correlation=0.5, block_size=2
+            ),
+            id="all options",
+        ),
         pytest.param(lambda: simulate_small(20), id="small"),
     ],
 )
@@ -188,9 +332,19 @@ def test_round_trip(make, kind, tmp_path, compare):
         pytest.param({"n_types": -1}, "n_types=-1 is below 1", id="types"),
         pytest.param({"gene_density": 0}, "gene_density=0 is not a share", id="no graph"),
         pytest.param({"type_density": 1.5}, "type_density=1.5 is not a share", id="density"),
-        pytest.param({"noise": "gaussian"}, "noise='gaussian' is neither None nor 'poisson'", id="noise"),
+        pytest.param({"noise": "gaussian"}, "noise='gaussian' is neither None, 'poisson' nor 'nb'", id="noise"),
         pytest.param({"depth": 10.0}, "depth=10.0 is for counts", id="depth without noise"),
         pytest.param({"noise": "poisson", "depth": -1}, "depth=-1 must be above 0", id="depth"),
+        pytest.param({"noise": "poisson", "depth": np.nan}, "depth=nan must be above 0", id="nan"),
+        pytest.param({"noise": "poisson", "dispersion": 0.2}, "dispersion=0.2 is of the negative", id="dispersion"),
+        pytest.param({"noise": "nb", "dispersion": 0.0}, "dispersion=0.0 must be above 0", id="no dispersion"),
+        pytest.param({"library_sd": 0.3}, "library_sd=0.3 is for counts", id="libraries without noise"),
+        pytest.param({"noise": "nb", "library_sd": -1}, "library_sd=-1 is not a number from 0", id="library_sd"),
+        pytest.param({"correlation": 1.0}, "correlation=1.0 is not from 0 to 1", id="correlation"),
+        pytest.param({"block_size": 0}, "block_size=0 is below 1", id="blocks"),
+        pytest.param({"n_batches": 0}, "n_batches=0 is below 1", id="batches"),
+        pytest.param({"batch_sd": np.inf}, "batch_sd=inf is not a number from 0", id="batch_sd"),
+        pytest.param({"lowest_rate": -0.5}, "lowest_rate=-0.5 is not a number from 0", id="rate"),
         pytest.param({"rare": 1.2}, "rare=1.2 is not a share", id="rare"),
         pytest.param({"rare": 0.1, "n_programs": 5}, "n_rare=10 is not a number of programs", id="too many rare"),
     ],
@@ -200,6 +354,17 @@ def test_bad_arguments(arguments, message):
         simulate_programs(**{"n_cells": 10, "n_genes": 10, **arguments})
 
 
-def test_small_needs_cells():
-    with pytest.raises(ValueError, match="n_cells=0 is below 1"):
-        simulate_small(0)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param({"n_cells": 0}, "n_cells=0 is below 1", id="no cells"),
+        pytest.param({"rate": -1}, "rate=-1 is not a number from 0", id="rate"),
+        pytest.param({"gates": [0.5, 0, 0.1]}, r"gates\[1\]=0.0 is not a share", id="gate"),
+        pytest.param({"gates": [0.5, 0.2]}, r"graph has the shape \(3, 5\) and gates \(2,\)", id="other graph"),
+        pytest.param({"graph": [1, 0, 1]}, r"graph has the shape \(3,\)", id="no graph"),
+        pytest.param({"graph": [[2, 0], [1, 1], [0, 1]]}, "graph has values other than 0 and 1", id="weights"),
+    ],
+)
+def test_bad_arguments_of_small(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        simulate_small(**{"n_cells": 10, **arguments})

@@ -2,6 +2,7 @@
 
 from ._immune_markers import immune_markers
 from ._pbmc68k import pbmc68k
-from ._simulate import simulate_programs, simulate_small
+from ._simulate_programs import simulate_programs
+from ._simulate_small import simulate_small
 
 __all__ = ["immune_markers", "pbmc68k", "simulate_programs", "simulate_small"]

@@ -9,7 +9,9 @@ from ._match import match
 from ._name_features import name_features
 from ._peaks_to_genes import peaks_to_genes
 from ._perturbation import perturbation
+from ._probe import probe
 from ._rank_genes import rank_genes
+from ._recovery import recovery
 from ._score_labels import score_labels
 from ._steer import steer
 
@@ -23,7 +25,9 @@ __all__ = [
     "name_features",
     "peaks_to_genes",
     "perturbation",
+    "probe",
     "rank_genes",
+    "recovery",
     "score_labels",
     "steer",
 ]
