@@ -28,6 +28,8 @@ ON_DATA = {
 MOST_POSITIONAL = 3
 NAMES_A_REPRESENTATION = {"tl.ablate", "tl.steer", "get.ablation"}
 """With `key_added=`, which elsewhere names an SAE."""
+OF_SWEEPS = {"tl.sweep", "get.sweep", "pl.sweep"}
+"""With keys of sweeps."""
 OF_TWO = {"tl.compare_enrichment", "tl.match"}
 """Verbs that compare two objects."""
 
@@ -78,6 +80,7 @@ def test_the_api_is_what_is_promised():
         "ablate",
         "perturbation",
         "match",
+        "sweep",
         "recovery",
         "probe",
     }
@@ -130,8 +133,8 @@ def test_common_parameters_have_common_defaults(name):
     given = (parameter for parameter in parameters(PUBLIC[name]) if parameter.default is not inspect.Parameter.empty)
     defaults = {parameter.name: parameter.default for parameter in given}
     expected = {
-        "key": "sae",
-        "key_added": None if name in NAMES_A_REPRESENTATION else "sae",
+        "key": "sae_sweep" if name in OF_SWEEPS else "sae",
+        "key_added": "sae_sweep" if name in OF_SWEEPS else None if name in NAMES_A_REPRESENTATION else "sae",
         "mod": None,
         "var_mod": None,
         "layer": None,

@@ -14,6 +14,7 @@ from scipy import sparse
 from ._data import Holder, Representation, columns_in_order, is_mudata, listing, recomputed, representation
 from .core.architectures import ARCHITECTURES
 from .core.autoencoder import Autoencoder
+from .core.pareto import pareto
 from .core.preprocess import directions as decoder_directions
 
 SCHEMA_VERSION = 1
@@ -56,6 +57,16 @@ COLUMNS = {"genes": GENES, "enrichment": ENRICHMENT, "labels": LABELS, "label_su
 OTHER_TYPES = {"overlap": np.int64, "size": np.int64, "n_cells": np.int64, "genes": np.object_, "selected": np.object_}
 """Of the columns that are neither categories nor float64."""
 
+SWEEP_VERSION = 1
+SWEEP = (
+    "setting", "architecture", "recipe", "preprocess", "n_features", "k", "l1", "l0_weight", "learning_rate", "steps",
+    "batch_size", "validation", "early_stopping", "seed", "fvu", "val_fvu", "l0", "val_l0", "dead", "redundancy",
+    "label_auroc", "truth_best", "truth_matched", "truth_found", "stability", "pareto", "seconds", "error",
+)  # fmt: skip
+"""The columns of `tl.sweep`; those that no run has are dropped."""
+SWEEP_TEXT = ("architecture", "recipe", "preprocess", "error")
+SWEEP_PARETO = ("l0", "val_fvu")
+
 Features = str | int | Sequence[str | int] | None
 
 
@@ -76,6 +87,46 @@ def check_key(key: str, held: Holder) -> None:
             f"{held.where}.{slots[0]}[{key!r}] exists and is not an SAE's: it would be overwritten. "
             "Choose another key_added=, or remove it first."
         )
+
+
+def check_sweep_key(key: str, held: Holder) -> None:
+    """Refuse names that h5ad and zarr cannot hold, and those of something that is not a sweep's."""
+    if not isinstance(key, str) or not key or "/" in key:
+        raise ValueError(f"key_added={key!r} cannot name a sweep: it must be a non-empty string without '/'.")
+    if key in held.data.uns and key not in sweep_keys(held.data.uns):
+        raise ValueError(
+            f"{held.where}.uns[{key!r}] exists and is not a sweep's: it would be overwritten. "
+            "Choose another key_added=, or remove it first."
+        )
+
+
+def sweep_keys(uns: Mapping[str, Any]) -> list[str]:
+    """List the keys of `uns` that hold a sweep."""
+    return [key for key, value in uns.items() if isinstance(value, Mapping) and "sweep_version" in value]
+
+
+def sweep(held: Holder, key: str) -> pd.DataFrame:
+    """Return a copy of the runs of a sweep, or say which verb makes them."""
+    uns = held.data.uns
+    if key not in sweep_keys(uns):
+        raise KeyError(
+            f"{held.where}.uns has no sweep {key!r}; it has {listing(sweep_keys(uns))}. "
+            f"Run sae.tl.sweep(..., key_added={key!r}) first."
+        )
+    stored = uns[key]
+    if stored["sweep_version"] > SWEEP_VERSION:
+        raise ValueError(
+            f"{held.where}.uns[{key!r}] has the version {stored['sweep_version']} of sweeps; this version of sae reads up to "
+            f"{SWEEP_VERSION}. Update sae."
+        )
+    return stored["runs"].copy()
+
+
+def not_beaten(runs: pd.DataFrame, by: Sequence[str]) -> pd.Series:
+    """Mark the runs of settings that no other setting beats in the means over its seeds."""
+    means = runs.groupby("setting")[list(by)].mean()
+    marked = pd.Series(pareto({name: means[name].to_numpy() for name in by}), index=means.index)
+    return marked[runs["setting"]].set_axis(runs.index) & runs[list(by)].notna().all(axis=1)
 
 
 def check_free(held: Holder, key: str) -> None:

@@ -121,6 +121,7 @@ def test_k_is_chosen_once(x):
         ({"l1": 1.0}, ValueError, "made sparse by k=, not by l1="),
         ({"k": "most"}, ValueError, "neither a number"),
         ({"n_features": 2.5}, TypeError, "expected an integer"),
+        ({"architecture": "vanilla", "l1": "much"}, TypeError, "l1='much' is a str"),
         ({"learning_rate": 0.0}, ValueError, "not above 0"),
         ({"validation": 1.0}, ValueError, "is not a share"),
     ],

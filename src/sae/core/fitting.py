@@ -265,5 +265,7 @@ def _check_sparsity(architecture: str, **given: float | str | None) -> None:
             raise ValueError(f"architecture={architecture!r} is made sparse by {sparsity}=, not by {name}=.")
         if name == "k" and isinstance(value, str) and value != "auto":
             raise ValueError(f"k={value!r} is neither a number of features nor 'auto'.")
+        if name != "k" and not isinstance(value, int | float | np.number):
+            raise TypeError(f"{name}={value!r} is a {type(value).__name__}; expected a number.")
         if name != "k" and not isinstance(value, str) and value < 0:
             raise ValueError(f"{name}={value} is negative; the penalty must be 0 or more.")

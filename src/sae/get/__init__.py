@@ -4,6 +4,7 @@ from ._cells import activations, embedding
 from ._effects import ablation, perturbation, steering
 from ._features import enrichment, features, genes, label_summary, labels
 from ._model import decoder, history, model
+from ._sweep import HIGHER_IS_BETTER, sweep
 
 __all__ = [
     "ablation",
@@ -19,4 +20,5 @@ __all__ = [
     "model",
     "perturbation",
     "steering",
+    "sweep",
 ]

@@ -3,5 +3,6 @@
 from ._enrichment import enrichment
 from ._feature_umap import feature_umap
 from ._history import history
+from ._sweep import sweep
 
-__all__ = ["enrichment", "feature_umap", "history"]
+__all__ = ["enrichment", "feature_umap", "history", "sweep"]

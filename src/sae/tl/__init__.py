@@ -14,6 +14,7 @@ from ._rank_genes import rank_genes
 from ._recovery import recovery
 from ._score_labels import score_labels
 from ._steer import steer
+from ._sweep import sweep
 
 __all__ = [
     "ablate",
@@ -30,4 +31,5 @@ __all__ = [
     "recovery",
     "score_labels",
     "steer",
+    "sweep",
 ]
