@@ -61,6 +61,10 @@ def _analysed(_encoded):
     sae.tl.steer(adata, [0, 1], model=model, value=1, groupby="bulk_labels", n_controls=2, progress=False)
     sae.tl.ablate(adata, [0], batch="phase", groupby="bulk_labels", n_controls=2, progress=False)
     sae.tl.perturbation(adata, "bulk_labels", "Dendritic", n_permutations=10, progress=False)
+    few = {"baselines": ["pca", "genes"], "n_splits": 1, "n_bootstrap": 50}
+    sae.tl.evaluate(adata, "bulk_labels", sae.datasets.immune_markers(), progress=False, **few)
+    sae.tl.stability(adata, n_seeds=1, progress=False)
+    sae.tl.sweep(adata, {"n_features": [16, 32], "steps": 50}, progress=False)
     return adata
 
 

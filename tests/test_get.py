@@ -22,6 +22,9 @@ GETTERS = {
     "steering": sae.get.steering,
     "ablation": sae.get.ablation,
     "perturbation": sae.get.perturbation,
+    "metrics": sae.get.metrics,
+    "stability": sae.get.stability,
+    "sweep": sae.get.sweep,
 }
 TABLES = ["genes", "enrichment", "labels"]
 BEST_FIRST = {"genes": ("score", False), "enrichment": ("pval", True), "labels": ("auroc", False)}

@@ -79,6 +79,8 @@ def test_the_api_is_what_is_promised():
         "steer",
         "ablate",
         "perturbation",
+        "evaluate",
+        "stability",
         "match",
         "sweep",
         "recovery",
@@ -88,7 +90,7 @@ def test_the_api_is_what_is_promised():
     assert {"activations", "features", "model", "decoder", "genes", "enrichment", "labels"} <= set(sae.get.__all__)
     assert {"immune_markers", "pbmc68k", "simulate_programs", "simulate_small"} <= set(sae.datasets.__all__)
     assert {"read_gmt", "read_go"} <= set(sae.io.__all__)
-    assert {"PCA", "SCVI", "MultiDGD", "Geneformer", "Functions", "activations"} <= set(sae.models.__all__)
+    assert {"Autoencoder", "PCA", "SCVI", "MultiDGD", "Geneformer", "Functions", "activations"} <= set(sae.models.__all__)
     for module in (sae, sae.tl, sae.pl, sae.get, sae.io, sae.datasets, sae.models):
         assert module.__all__ == sorted(module.__all__)
 
@@ -182,18 +184,22 @@ ALLOWED = {
     "_expression": {"_data", "_prediction", "core"},
     "_steering": {"_prediction", "_schema", "core"},
     "_pairs": {"_data", "_schema"},
+    "_evaluation": {"_schema", "_data", "_design", "_expression", "_prediction", "core"},
+    "_scoring": {"_schema", "_data", "_evaluation", "_genesets", "core"},
     "_variables": {"_data", "core"},
     "_peaks": {"_data", "_expression", "_genesets", "core"},
     "tl": {
         "_schema",
         "_data",
         "_design",
+        "_evaluation",
         "_expression",
         "_genesets",
         "_pairs",
         "_peaks",
         "_prediction",
         "_progress",
+        "_scoring",
         "_steering",
         "_variables",
         "_names",

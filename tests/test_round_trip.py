@@ -40,9 +40,29 @@ VERBS = {
         net=SETS,
         **where,
     ),
+    "evaluate": lambda data, **where: sae.tl.evaluate(
+        data,
+        "group",
+        SETS,
+        baselines=["pca", "genes", "frozen_decoder"],
+        n_splits=1,
+        n_bootstrap=20,
+        min_size=2,
+        progress=False,
+        **where,
+    ),
+    "stability": lambda data, **where: sae.tl.stability(data, n_seeds=1, progress=False, **where),
+    "sweep": lambda data, **where: sweep(data, **where),
     "name_features": lambda data, **where: sae.tl.name_features(data, max_padj=0.5, min_auroc=0.5, min_f1=0, **where),
 }
 SETS = {"early": [f"g{i}" for i in range(8)], "late": [f"g{i}" for i in range(12, 20)]}
+
+
+def sweep(data, **where):
+    grid = {"n_features": [8, 12], "steps": 10, "k": 2}
+    sae.tl.sweep(data, grid, groupby="group", progress=False, **where)
+    # Time is never the same.
+    (data[where["mod"]] if "mod" in where else data).uns["sae_sweep"]["runs"]["seconds"] = 0.0
 
 
 def decode(z, data):
@@ -50,7 +70,8 @@ def decode(z, data):
     return z[:, :3] * 0.5 + z[:, 3:4]
 
 
-NEED_GENES = ("rank_genes", "enrich", "enrich by ulm", "perturbation")
+NEED_GENES = ("rank_genes", "enrich", "enrich by ulm", "perturbation", "evaluate")
+NEED_LATENT = ("fit", "sweep")
 GETTERS = (
     "activations",
     "features",
@@ -62,6 +83,9 @@ GETTERS = (
     "labels",
     "label_summary",
     "steering",
+    "metrics",
+    "stability",
+    "sweep",
 )
 
 
@@ -183,7 +207,7 @@ def test_h5mu_after_every_verb(make_mudata, where, tmp_path, compare):
     genes = {"var_mod": where["var_mod"]} if "var_mod" in where else {}
     for name, verb in VERBS.items():
         for data in (kept, stored):
-            verb(data, **slot, **(rep if name == "fit" else genes if name in NEED_GENES else {}))
+            verb(data, **slot, **(rep if name in NEED_LATENT else genes if name in NEED_GENES else {}))
         stored.write_h5mu(tmp_path / f"{name}.h5mu")
         stored = mudata.read_h5mu(tmp_path / f"{name}.h5mu")
         a, b = (data[where["mod"]] if slot else data for data in (kept, stored))

@@ -50,7 +50,7 @@ STEERING = {
 MADE_BY = {
     "genes": "rank_genes", "enrichment": "enrich", "labels": "score_labels", "label_summary": "score_labels",
     "features": "encode", "steering": "steer", "ablation": "ablate",
-    "perturbation": "perturbation",
+    "perturbation": "perturbation", "metrics": "evaluate", "stability": "stability",
 }  # fmt: skip
 
 COLUMNS = {"genes": GENES, "enrichment": ENRICHMENT, "labels": LABELS, "label_summary": LABEL_SUMMARY}

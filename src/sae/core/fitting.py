@@ -29,8 +29,8 @@ class Options:
     Attributes
     ----------
     frozen_decoder
-        Keep a decoder of random directions, uniform on the sphere in the training space, and train encoder and biases only: what an
-        SAE finds without learning a dictionary.
+        Keep a decoder of random directions, as spread as the cells, and train encoder and biases only: what an SAE finds without
+        learning a dictionary.
     """
 
     architecture: str = "matryoshka"

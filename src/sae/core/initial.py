@@ -25,13 +25,16 @@ def unit(rows: np.ndarray) -> np.ndarray:
 def initial_weights(y: np.ndarray, spread: np.ndarray, settings: Settings) -> Arrays:
     """Return decoder and encoder along random cells `y` (n, m), biases 0; for the paper, uniform as torch's linear layers.
 
-    A decoder that stays as it is has directions that are uniform on the sphere.
+    A decoder that stays as it is has random directions, as spread as the cells: in directions in which cells hardly differ there is
+    nothing to find, and whitening magnifies them.
     """
     rng = np.random.default_rng(settings.seed)
     h, d = settings.n_features, y.shape[1]
     if not settings.paper:
-        isotropic = settings.frozen_decoder
-        directions = unit(rng.standard_normal((h, d))) if isotropic else initial_directions(y, spread, h, rng)
+        if settings.frozen_decoder:
+            directions = unit(rng.standard_normal((h, d)) * spread)
+        else:
+            directions = initial_directions(y, spread, h, rng)
         # Nested dictionaries reconstruct several times over: features that start too strong push each other down and die.
         scale = _best_scale(y, directions, settings.k) ** (2 if len(settings.groups) > 1 else 1)
         return {"W_enc": directions * scale, "b_enc": np.zeros(h), "W_dec": directions, "b_dec": np.zeros(d)}

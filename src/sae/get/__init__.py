@@ -2,9 +2,9 @@
 
 from ._cells import activations, embedding
 from ._effects import ablation, perturbation, steering
+from ._evidence import HIGHER_IS_BETTER, metrics, stability, sweep
 from ._features import enrichment, features, genes, label_summary, labels
 from ._model import decoder, history, model
-from ._sweep import HIGHER_IS_BETTER, sweep
 
 __all__ = [
     "ablation",
@@ -17,8 +17,10 @@ __all__ = [
     "history",
     "label_summary",
     "labels",
+    "metrics",
     "model",
     "perturbation",
+    "stability",
     "steering",
     "sweep",
 ]

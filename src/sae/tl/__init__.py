@@ -4,6 +4,7 @@ from ._ablate import ablate
 from ._compare_enrichment import compare_enrichment
 from ._encode import encode
 from ._enrich import enrich
+from ._evaluate import evaluate
 from ._fit import fit
 from ._match import match
 from ._name_features import name_features
@@ -13,6 +14,7 @@ from ._probe import probe
 from ._rank_genes import rank_genes
 from ._recovery import recovery
 from ._score_labels import score_labels
+from ._stability import stability
 from ._steer import steer
 from ._sweep import sweep
 
@@ -21,6 +23,7 @@ __all__ = [
     "compare_enrichment",
     "encode",
     "enrich",
+    "evaluate",
     "fit",
     "match",
     "name_features",
@@ -30,6 +33,7 @@ __all__ = [
     "rank_genes",
     "recovery",
     "score_labels",
+    "stability",
     "steer",
     "sweep",
 ]

@@ -1,0 +1,312 @@
+"""What `tl.evaluate` compares: the cells, and the columns of the SAE and of every baseline."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from . import _schema
+from ._data import Data, Holder
+from ._design import codes as donor_codes
+from ._expression import Expression, expression
+from ._prediction import Prediction, predicted
+from .core.rows import Matrix, dense_rows, row_blocks, select_rows, take_rows
+
+if TYPE_CHECKING:
+    from .core.attribution import Logits, Probes
+
+BASELINES = (
+    "representation", "pca", "fastica", "nmf", "genes", "random_directions", "random_rectified", "frozen_decoder",
+    "l1_genes", "l1_latent", "input_x_gradient", "integrated_gradients",
+)  # fmt: skip
+OF_GENES = ("nmf", "genes", "l1_genes")
+PROBED_GENES = 2_000
+DECODED_VALUES = 8_000_000
+"""Predicted values held at a time (64 MB)."""
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The cells that everything is compared on, how they are divided, and how they are drawn again.
+
+    Attributes
+    ----------
+    rows
+        Their positions in the holder, in rising order.
+    codes, labels
+        (n,) the label of each; one label for all without a column of labels.
+    halves
+        (splits, n) of 0 and 1.
+    weights
+        (1 + resamples, n), how often each counts.
+    """
+
+    rows: np.ndarray
+    codes: np.ndarray
+    labels: pd.Index
+    halves: np.ndarray
+    weights: np.ndarray
+
+    @classmethod
+    def drawn(
+        cls,
+        held: Holder,
+        known: np.ndarray,
+        labels: pd.Categorical | None,
+        donor: str | None,
+        n_cells: int,
+        n_splits: int,
+        n_bootstrap: int,
+        rng: np.random.Generator,
+    ) -> Cells:
+        """Draw up to `n_cells` of the `known` cells, as evenly from all labels as possible; divide and resample them."""
+        from .core.bootstrap import donor_resamples, resamples
+        from .core.controls import few_of_each
+        from .core.labels import donor_halves, stratified_halves
+
+        donors = None if donor is None else donor_codes(held, donor, known, "donor", least=2)
+        codes = np.zeros(len(known), dtype=np.int64) if labels is None else labels.codes.astype(np.int64)
+        some = few_of_each(codes, even_share(np.bincount(codes), n_cells), rng)
+        rows, codes = known[some], codes[some]
+        if donors is None:
+            halves, weights = stratified_halves(codes, n_splits, rng), resamples(codes, n_bootstrap, rng)
+        else:
+            donors = pd.factorize(donors[some])[0]
+            halves = donor_halves(codes, donors, n_splits, rng)
+            weights = donor_resamples(donors, n_bootstrap, rng)
+        return cls(rows, codes, pd.Index(["all"]) if labels is None else labels.categories.astype(str), halves, weights)
+
+    @property
+    def n_labels(self) -> int:
+        """Number of labels."""
+        return len(self.labels)
+
+
+def even_share(sizes: np.ndarray, n: int) -> int:
+    """Find the largest number of cells per group with which there are `n` at most; at least one."""
+    return max(1, bisect_right(range(1, int(sizes.max()) + 1), n, key=lambda most: np.minimum(sizes, most).sum()))
+
+
+@dataclass(frozen=True)
+class Genes:
+    """Expression of the compared cells (n, g), in memory."""
+
+    matrix: Matrix
+    names: pd.Index
+    found: Expression
+
+
+def read_expression(
+    data: Data, held: Holder, layer: str | None, var_mod: str | None, *, needed: bool
+) -> tuple[Expression, np.ndarray] | None:
+    """Read expression, and the rows of the holder that it is of; None with a remark where it is not needed and there is none."""
+    from scanpy import logging as logg
+
+    try:
+        found, selected = expression(data, held, layer=layer, var_mod=var_mod)
+    except (KeyError, TypeError, ValueError) as error:
+        if needed:
+            raise
+        logg.warning(f"baselines of genes are left out: {error}")
+        return None
+    return found, np.arange(held.data.n_obs)[selected]
+
+
+def genes_of(found: Expression, of: np.ndarray, rows: np.ndarray) -> Genes:
+    """Bring the expression of some rows of the holder into memory; `of` are the rows that there is expression for."""
+    order = np.argsort(of)
+    positions = order[np.searchsorted(of, rows, sorter=order)]
+    return Genes(take_rows(select_rows(found.matrix, positions), slice(None)), found.genes, found)
+
+
+@dataclass(frozen=True)
+class Dictionary:
+    """An SAE, of the compared cells: activations (n, h), reconstruction (n, d) and directions (h, d) in the training space."""
+
+    a: sparse.csr_matrix
+    x_hat: np.ndarray
+    directions: np.ndarray
+
+    @property
+    def active(self) -> np.ndarray:
+        """Features that are active in some of the cells."""
+        return np.flatnonzero(self.a.getnnz(axis=0))
+
+
+def trained(stored: Mapping[str, Any], a: sparse.csr_matrix) -> Dictionary:
+    """Return the stored SAE, from its activations (n, h)."""
+    model = _schema.model(stored)
+    return Dictionary(a, a @ model.W_dec + model.b_dec, _schema.directions(stored))
+
+
+def frozen(stored: Mapping[str, Any], x: Matrix, rows: np.ndarray, seed: int, where: str) -> Dictionary | None:
+    """Train the SAE again on all cells `x` with a decoder that stays as it is drawn, and encode some; None if it cannot be."""
+    from scanpy import logging as logg
+
+    from .core.fitting import fit, options_of, plan
+
+    options = replace(options_of(stored["params"]), frozen_decoder=True)
+    try:
+        fitted = fit(plan(x, options, seed, where=where))
+    except (FloatingPointError, ValueError) as error:
+        # Cells that an SAE of others has encoded may be too few to train on.
+        logg.warning(f"the baseline 'frozen_decoder' is left out: {error}")
+        return None
+    model = fitted.autoencoder
+    a = model.encode(select_rows(x, rows)).activations
+    return Dictionary(a, a @ model.W_dec + model.b_dec, fitted.directions)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Everything that scores are computed from.
+
+    Attributes
+    ----------
+    x
+        Representation of the cells (n, d).
+    learned, fixed
+        The SAE, and that with a frozen decoder, or None.
+    genes
+        Expression of the cells, or None.
+    factors
+        From the representation to the space of training, as stored.
+    """
+
+    cells: Cells
+    x: np.ndarray
+    learned: Dictionary
+    fixed: Dictionary | None
+    genes: Genes | None
+    factors: Any
+    seed: int
+
+    def scaled(self, x: np.ndarray) -> np.ndarray:
+        """Map rows (n, d) to the space that the SAE was trained in, up to a shift and one factor."""
+        x = x.astype(np.float64)
+        if self.factors is None:
+            return x
+        factors = np.asarray(self.factors, dtype=np.float64)
+        return x * factors if factors.ndim == 1 else x @ factors
+
+
+@dataclass(frozen=True)
+class Source:
+    """Columns among which the best one of a label or gene set is chosen; `own` is the gene that each is."""
+
+    name: str
+    columns: Matrix
+    own: np.ndarray | None = None
+
+
+def unsupervised(wanted: Sequence[str], of: Compared) -> Iterator[Source]:
+    """Make the columns of every baseline that sees no label, one after another."""
+    from scanpy import logging as logg
+
+    from .core.baselines import (
+        MOST_COMPONENTS,
+        N_FACTORS,
+        both_signs,
+        independent_components,
+        nonnegative_factors,
+        rectified,
+    )
+    from .core.fidelity import components
+
+    def remarked(found: tuple[np.ndarray, str]) -> np.ndarray:
+        if found[1]:
+            logg.warning(f"a baseline: {found[1]}")
+        return found[0]
+
+    x, a, genes, fixed = of.x, of.learned.a, of.genes, of.fixed
+    (n, d), n_active = x.shape, a.getnnz(axis=0)
+    makers: dict[str, Callable[[], Matrix]] = {
+        "representation": lambda: both_signs(x),
+        "pca": lambda: both_signs(components(x, min(d, n - 1, MOST_COMPONENTS), of.seed)[0]),
+        "fastica": lambda: both_signs(remarked(independent_components(x, of.seed))),
+        "random_directions": lambda: _projected(of),
+        "random_rectified": lambda: rectified(_projected(of), n_active),
+    }
+    if fixed is not None:
+        makers["frozen_decoder"] = lambda: fixed.a
+    if genes is not None:
+        makers["genes"] = lambda: genes.matrix
+        makers["nmf"] = lambda: remarked(nonnegative_factors(genes.matrix, min(d, N_FACTORS), of.seed))
+        if "nmf" in wanted and genes.found.summary.lowest.min(initial=0) < 0:
+            del makers["nmf"]
+            logg.warning(
+                f"the baseline 'nmf' is left out: {genes.found.where} has negative values, which have no nonnegative factors. Pass "
+                "layer= with log-normalised values."
+            )
+    for name in wanted:
+        if name in makers:
+            own = np.arange(genes.matrix.shape[1]) if genes is not None and name == "genes" else None
+            yield Source(name, makers[name](), own)
+
+
+def _projected(of: Compared) -> np.ndarray:
+    """Project the cells on as many random directions of the space of training as the SAE has features (n, h)."""
+    from .core.controls import random_directions
+
+    y = of.scaled(of.x)
+    y -= y.mean(axis=0)
+    directions = random_directions(of.learned.a.shape[1], y.shape[1], np.random.default_rng(of.seed))
+    return (y @ directions.T).astype(np.float32)
+
+
+def floating_rows(x: Matrix, rows: np.ndarray) -> np.ndarray:
+    """Return some rows of a representation as a dense array of floats, in one order in memory: sums depend on it."""
+    part = dense_rows(select_rows(x, rows), slice(None))
+    return np.ascontiguousarray(part, dtype=np.result_type(part.dtype, np.float32))
+
+
+def _most_variable(x: np.ndarray, n: int) -> np.ndarray:
+    """Find the genes of the highest variance among those with a prediction for all cells."""
+    known = np.flatnonzero(np.isfinite(x).all(axis=0))
+    variance = x[:, known].var(axis=0, dtype=np.float64)
+    return np.sort(known[np.argsort(-variance, kind="stable")[:n]])
+
+
+class Attributed:
+    """Probes of the labels on what a model predicts for the compared cells, and their logits at any latent."""
+
+    def __init__(self, model: object, held: Holder, latent: Matrix, cells: Cells, var_mod: str | None):
+        from .core.attribution import Probes
+
+        self.z = floating_rows(latent, cells.rows).astype(np.float32)
+        self._data, self._rows = held.data, cells.rows
+        self._found: Prediction = predicted(model, latent, held.data, var_mod)
+        size = max(1, DECODED_VALUES // max(self._found.shape[1], 1))
+        self._blocks = [(block, held.data[cells.rows[block]]) for block in row_blocks(len(cells.rows), size)]
+        before = np.concatenate([self._decode(self.z[block], of) for block, of in self._blocks])
+        self._known = _most_variable(before, PROBED_GENES)
+        self.probes: Probes = Probes.fit(before[:, self._known], cells.codes, cells.n_labels, cells.halves)
+        self.logits_before = self.probes.logits(before[:, self._known])
+
+    def logits(self, few: int | None = None) -> Logits:
+        """Return the function from the latent of all cells, or of the `few` ones that `spread` gives, to logits."""
+        blocks = self._blocks
+        if few is not None:
+            rows = self.spread(few)
+            blocks = [(slice(0, len(rows)), self._data[self._rows[rows]])]
+
+        def of(z: np.ndarray) -> np.ndarray:
+            z = np.asarray(z, dtype=np.float32)
+            return np.concatenate(
+                [self.probes.logits(self._decode(z[rows], part)[:, self._known]) for rows, part in blocks]
+            )
+
+        return of
+
+    def spread(self, few: int) -> np.ndarray:
+        """Return up to so many cells, evenly spaced."""
+        return np.unique(np.linspace(0, len(self.z) - 1, few).astype(np.int64))
+
+    def _decode(self, z: np.ndarray, cells: Any) -> np.ndarray:
+        return self._found.decoder.decode(z, cells)[self._found.number]

@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from .. import _schema
+from .._data import Data, Holder, holder, listing
+from .._design import label_column
+from .._evaluation import (
+    BASELINES,
+    OF_GENES,
+    Attributed,
+    Cells,
+    Compared,
+    Source,
+    floating_rows,
+    frozen,
+    genes_of,
+    read_expression,
+    trained,
+    unsupervised,
+)
+from .._genesets import Net, match
+from .._progress import progress_bar
+from .._scoring import Metrics, Scoring, dictionary_metrics, fidelity_metrics, stored_metrics
+
+ATTRIBUTIONS = ("input_x_gradient", "integrated_gradients")
+
+
+def evaluate(
+    data: Data,
+    groupby: str | None = None,
+    net: Net | None = None,
+    *,
+    key: str = "sae",
+    mod: str | None = None,
+    layer: str | None = None,
+    var_mod: str | None = None,
+    model: object | None = None,
+    baselines: Sequence[str] = BASELINES,
+    donor: str | None = None,
+    n_cells: int = 5_000,
+    n_splits: int = 5,
+    n_bootstrap: int = 200,
+    n_neighbors: int = 15,
+    min_size: int = 5,
+    max_size: int | None = 500,
+    rng: int | np.random.Generator | None = 0,
+    progress: bool = True,
+) -> None:
+    r"""Compare an SAE with other decompositions, with chance, and with what the labels themselves can choose.
+
+    An SAE always finds something. Whether that is more than PCA, ICA, NMF, single genes or random directions find is told
+    by the same numbers for all of them, on the same cells.
+
+    *Reconstruction, sparsity, dictionary.* FVU, Σ‖x − x̂‖² / Σ‖x − mean‖²; active features per cell (L0); dead features;
+    densities; the highest cosine of each active feature with another one, in the space of training.
+
+    *Fidelity.* Neighbours are looked for in the representation and in what the SAE makes of it: the share of cells whose
+    label most of their nearest neighbours have (themselves left out), and the share of neighbours that stay.
+
+    *Labels.* For each label, the best column (highest AUROC) on one half of the cells is scored on the other, both ways, in
+    `n_splits` divisions, as by :func:`sae.tl.score_labels`. What is fitted with labels is fitted on the choosing half
+    alone: logistic regression with an L1 penalty (of a tenth of the smallest that leaves no column), both the classifier
+    itself and the one column with its largest coefficient; and a logistic regression on what `model` predicts (the 2,000
+    genes of the highest variance), whose logit is attributed to each dimension of the latent by input × gradient and by integrated gradients from the mean latent
+    (central differences, Gauss-Legendre quadrature). SAE, PCA, ICA and NMF may have seen all cells, but see no label.
+
+    *Gene sets.* Each gene scores by its correlation with a column over one half of the cells. The set with the highest
+    rank-sum z is chosen for each column, and its AUROC taken from the correlations in the other half; and for each set, the
+    column with the highest AUROC.
+
+    Intervals are bootstrap percentiles (2.5 to 97.5): cells are drawn again within labels, or whole donors, with all
+    choices kept; the same ones for all sources, so that differences are paired. Those of gene sets draw columns (not
+    paired) or sets (paired) again.
+
+    Parameters
+    ----------
+    data
+        AnnData, or MuData with `mod`, with activations.
+    groupby
+        Column of `obs` with labels; cells without one take no part. Without it there are no label scores.
+    net
+        Gene sets, as for :func:`sae.tl.enrich`. Without it there are no gene-set scores.
+    key
+        Name of the SAE.
+    mod
+        The modality that holds the SAE.
+    layer
+        Expression: this layer, else `.raw` if there is one, else `X`.
+    var_mod
+        The modality whose genes are read, by default `mod`, and of what `model` predicts.
+    model
+        A pretrained model whose latent the SAE reads, such as :class:`sae.models.PCA`: an object with a method
+        `decode(z, data)`. Without it there are no attributions.
+    baselines
+        What to compare with, of `"representation"` (its columns), `"pca"`, `"fastica"` (of the representation), `"nmf"` (of
+        the 2,000 genes of highest variance), `"genes"`, `"random_directions"` (as many as features, in the space of
+        training), `"random_rectified"` (the same, with thresholds that make them as sparse as the features),
+        `"frozen_decoder"` (the SAE trained again with random directions that do not learn), `"l1_genes"` and `"l1_latent"`
+        (with `"l1_genes_column"` and `"l1_latent_column"`, the one column), `"input_x_gradient"`, `"integrated_gradients"`.
+        PCA, ICA and the representation count with both signs.
+    donor
+        Column of `obs`: halves and bootstrap are of whole donors.
+    n_cells
+        Cells that are compared at most; where there are more, drawn as evenly from all labels as possible.
+    n_splits
+        Divisions into halves.
+    n_bootstrap
+        Resamples for intervals.
+    n_neighbors
+        Nearest neighbours, for fidelity.
+    min_size, max_size
+        Measured genes of a set.
+    rng
+        Seed or generator.
+    progress
+        Show a progress bar when it takes more than a second.
+
+    Returns
+    -------
+    Nothing. Writes `uns[key]["metrics"]`, replacing an earlier one, with the columns `section`, `metric`, `source`,
+    `groupby`, `label`, `value`, `ci_low`, `ci_high`, and `difference`, `difference_low`, `difference_high`: the SAE minus
+    the source. Missing parts are NaN.
+
+    * `"reconstruction"`: `fvu_train`, `fvu_held_out` and `fvu_all` as stored; `fvu` of the compared cells, also of a PCA
+      with as many components as the SAE has active features per cell (where that is less than it has columns), and with a
+      frozen decoder; `fvu_scaled`, the same in the space of training.
+    * `"sparsity"`: `l0_train`, `l0_held_out`, `l0`, `dead` (share of features), and quantiles of the densities,
+      `density_q05` to `density_q95`, of the features that are not dead.
+    * `"dictionary"`: `nearest_cosine` (mean) and `duplicates` (share of features with another at a cosine above 0.9),
+      beside random directions.
+    * `"fidelity"`: `label_accuracy` and `neighbor_overlap` of the reconstructions, `label_accuracy` in the representation
+      itself and in the codes (`"sae_codes"`).
+    * `"labels"`: `auroc` (mean over labels, and each `label`), `labels_at_0.9` (number of labels), `n_columns` to choose
+      among (for L1, the mean number with a coefficient).
+    * `"attribution"`: for integrated gradients, `n_nodes` of the quadrature, and `completeness_gap`, the largest difference
+      between the sum over dimensions and the change of the logit, in its standard deviations.
+    * `"gene_sets"`: `auroc` (mean over columns that vary), `same_set` (share of columns for which both halves choose the
+      same set), `n_sets` (different ones among them with an AUROC of 0.9 or more), `best_column_auroc` (mean over sets).
+      `"permuted_cells"` are the features with cells permuted, the mean of five permutations.
+
+    Raises
+    ------
+    KeyError
+        There are no activations, or no such column.
+    ValueError
+        A setting out of range, an unknown baseline, too few cells, labels or donors, a latent that `model` does not decode,
+        gene sets that share no gene with the data.
+    NotImplementedError
+        The model cannot decode.
+
+    Notes
+    -----
+    A baseline that cannot be computed is left out with a warning in the log: NMF for negative values, for one. Cells are
+    taken as independent unless `donor` is given; with few donors, intervals are rough. Those of gene sets say nothing of
+    other cells. A source with more columns has more to choose from, which scoring on other cells corrects for chance, not
+    for what there is to find.
+
+    The FVU of a frozen decoder can be far above 1: what the space of training makes small (noise, with
+    `preprocess="damped"`), a random direction has as much of as of anything else, and in the representation it is large
+    again. `fvu_scaled` tells how well the features fit where they were trained.
+
+    Examples
+    --------
+    >>> import sae
+    >>> adata = sae.datasets.pbmc68k()
+    >>> sae.tl.fit(adata, n_features=32, steps=200)
+    >>> sae.tl.encode(adata)
+    >>> sae.tl.evaluate(adata, "bulk_labels", baselines=["pca", "genes"], n_splits=1, n_bootstrap=50)
+    >>> metrics = adata.uns["sae"]["metrics"]
+    >>> means = metrics[(metrics["section"] == "labels") & (metrics["metric"] == "auroc") & metrics["label"].isna()]
+    >>> means["source"].tolist()
+    ['sae', 'pca', 'genes']
+    """
+    from scanpy import logging as logg
+
+    _check(baselines, n_cells=n_cells, n_splits=n_splits, n_bootstrap=n_bootstrap, n_neighbors=n_neighbors)
+    held = holder(data, mod)
+    a = _schema.activations(held, key)
+    stored, found = _schema.read(held, key), _schema.latent(held, key)
+    labels = None if groupby is None else label_column(held.data.obs, groupby, held.where)
+    known = np.arange(held.data.n_obs) if labels is None else np.flatnonzero(labels.codes >= 0)
+    read = None
+    if net is not None or (groupby is not None and any(name in OF_GENES for name in baselines)):
+        needed = net is not None or layer is not None or var_mod is not None
+        read = read_expression(data, held, layer, var_mod, needed=needed)
+    sets = None if net is None or read is None else match(net, read[0].genes, min_size=min_size, max_size=max_size)
+    known = known if read is None else np.intersect1d(known, read[1])
+    labels = None if labels is None else _left(labels, known, held, str(groupby))
+    generator = np.random.default_rng(rng)
+    cells = Cells.drawn(held, known, labels, donor, n_cells, n_splits, n_bootstrap, generator)
+    if len(cells.rows) <= n_neighbors:
+        raise ValueError(f"There are {len(cells.rows)} cells to compare, and n_neighbors={n_neighbors}. Lower it.")
+    seed = int(generator.integers(2**31))
+    attributed = None
+    if model is not None and labels is not None and any(name in ATTRIBUTIONS for name in baselines):
+        attributed = Attributed(model, held, found.matrix, cells, var_mod)
+
+    start = logg.info(f"evaluating {key!r} on {len(cells.rows)} of {held.data.n_obs} cells")
+    attributions = [name for name in ATTRIBUTIONS if name in baselines]
+    others = [name for name in baselines if name not in ATTRIBUTIONS]
+    metrics = Metrics(groupby, cells.labels)
+    n_steps = 2 + len(others) + (0 if attributed is None else len(attributions) * found.matrix.shape[1])
+    with progress_bar(n_steps, "evaluate", "step", shown=progress) as bar:
+        compared = Compared(
+            cells,
+            floating_rows(found.matrix, cells.rows),
+            trained(stored, a[cells.rows]),
+            frozen(stored, found.matrix, cells.rows, seed, found.where) if "frozen_decoder" in baselines else None,
+            None if read is None else genes_of(*read, cells.rows),
+            stored["weights"].get("scaling"),
+            seed,
+        )
+        stored_metrics(metrics, stored, a)
+        dictionary_metrics(metrics, compared)
+        fidelity_metrics(metrics, compared, n_neighbors, with_pca="pca" in baselines)
+        bar.update()
+        scoring = Scoring(metrics, compared, sets)
+        scoring.add(Source("sae", compared.learned.a))
+        scoring.add_null()
+        bar.update()
+        for source in unsupervised(others, compared):
+            scoring.add(source)
+            bar.update()
+        for name in ("l1_genes", "l1_latent"):
+            if name in baselines and labels is not None:
+                scoring.add_supervised(name)
+                bar.update()
+        if attributed is not None:
+            for name in attributions:
+                scoring.add_attributions(name, attributed, bar.update)
+    table = metrics.table()
+    _schema.write(held, key, {**stored, "metrics": table})
+    logg.info("    finished", time=start, deep=f"added\n    {held.where}.uns[{key!r}]['metrics'], {len(table)} rows")
+
+
+def _left(labels: pd.Categorical, known: np.ndarray, held: Holder, groupby: str) -> pd.Categorical:
+    """Return the labels of the cells that have expression as well."""
+    left = labels[known].remove_unused_categories()
+    if len(left.categories) < 2:
+        raise ValueError(
+            f"{held.where}.obs[{groupby!r}] has {len(left.categories)} labels ({listing(left.categories)}) among the {len(known)} cells "
+            "that have expression; two are needed. Pass var_mod= with another modality."
+        )
+    return left
+
+
+def _check(baselines: Sequence[str], **at_least_one: int) -> None:
+    unknown = [name for name in baselines if name not in BASELINES]
+    if isinstance(baselines, str) or unknown:
+        raise ValueError(
+            f"baselines={baselines!r} is not a list of some of {listing(BASELINES, len(BASELINES))}."
+            + (f" There is no {listing(unknown)}." if not isinstance(baselines, str) else "")
+        )
+    for name, value in at_least_one.items():
+        if not isinstance(value, int | np.integer) or value < 1:
+            raise ValueError(f"{name}={value!r} is not an integer of 1 or more.")
