@@ -25,10 +25,24 @@ import sae
 MIN_SIZE = 3
 SEED = 0
 """Of the first SAE."""
-HELP = """\
-AUROC: of each label's best column, chosen on the other half of the cells, mean over labels [95 % bootstrap interval]; SAE − it: the
-difference, of the same resamples; ≥ .9: labels that reach it; sets: AUROC of each gene set by its best column, likewise; columns:
-that were chosen among (of L1, with a coefficient)"""
+SCORES = """\
+Labels and gene sets: higher is better, SAE − it above 0 where the SAE is better. In brackets, 95 % bootstrap intervals.
+label AUROC: of each label's best column, chosen on one half of the cells, on the other half; mean over labels; intervals over cells
+labels ≥ .9: labels that reach it
+columns:     that were chosen among, both signs of a component counted; of L1 as a whole, those with a coefficient
+set AUROC:   of each gene set by its best column, likewise, mean over sets; intervals over sets, not over cells"""
+KEPT = """\
+Reconstruction and dictionary. "better" says whether low or high is; SAE − it has no such sign. fvu_train, fvu_held_out, fvu_all: of the
+cells of training, of those held out, and of all, without intervals; fvu, fvu_scaled and fidelity: of the compared cells. pca: as many components
+as the SAE has active features per cell. label_accuracy: of nearest neighbours in what the source is a reconstruction of, in the
+representation itself, and in the codes."""
+BETTER = {
+    "fvu": "low",
+    "neighbor_overlap": "high",
+    "label_accuracy": "high",
+    "nearest_cosine": "low",
+    "duplicates": "low",
+}
 
 
 def shown(value: float, low: float, high: float, *, signed: bool = False) -> str:
@@ -44,28 +58,31 @@ def scores(metrics: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for source in metrics.loc[metrics["section"].isin(["labels", "gene_sets"]), "source"].unique():
         row = {"source": source}
-        for title, place in (("AUROC", ("labels", "auroc")), ("sets", ("gene_sets", "best_column_auroc"))):
+        for title, place in (("label AUROC", ("labels", "auroc")), ("set AUROC", ("gene_sets", "best_column_auroc"))):
             empty = (*place, source) not in known.index
             found = pd.Series(dtype=float) if empty else known.loc[(*place, source)]
             interval = [found.get(name, float("nan")) for name in ("value", "ci_low", "ci_high")]
             difference = [found.get(name, float("nan")) for name in ("difference", "difference_low", "difference_high")]
-            row |= {title: shown(*interval), f"SAE − it ({title})": shown(*difference, signed=True)}
-            if title == "AUROC":
-                for name, metric in (("≥ .9", "labels_at_0.9"), ("columns", "n_columns")):
+            row |= {title: shown(*interval), f"SAE − it ({title.split()[0]})": shown(*difference, signed=True)}
+            if title == "label AUROC":
+                for name, metric in (("labels ≥ .9", "labels_at_0.9"), ("columns", "n_columns")):
                     row[name] = "-" if empty else f"{known.loc[('labels', metric, source), 'value']:.0f}"
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 def reconstructions(metrics: pd.DataFrame) -> pd.DataFrame:
-    kept = metrics[metrics["section"].isin(["reconstruction", "fidelity", "dictionary"])]
+    """One row per number that is of the reconstruction or the dictionary."""
+    kept = metrics[metrics["section"].isin(["reconstruction", "sparsity", "fidelity", "dictionary"])]
+    kept = kept[~kept["metric"].str.startswith("density")]
     kept = kept.assign(
+        better=[BETTER.get("fvu" if name.startswith("fvu") else name, "") for name in kept["metric"]],
         value=[shown(*row) for row in kept[["value", "ci_low", "ci_high"]].to_numpy()],
         difference=[
             shown(*row, signed=True) for row in kept[["difference", "difference_low", "difference_high"]].to_numpy()
         ],
     )
-    return kept[["metric", "source", "value", "difference"]].rename(columns={"difference": "SAE − it"})
+    return kept[["metric", "better", "source", "value", "difference"]].rename(columns={"difference": "SAE − it"})
 
 
 def evaluation(path: str | None, groupby: str, net: object, seed: int) -> None:
@@ -82,8 +99,9 @@ def evaluation(path: str | None, groupby: str, net: object, seed: int) -> None:
         f"\n{'pbmc68k' if path is None else os.path.basename(path)}, seed {seed}: {adata.n_obs} cells, {n_labels} labels of {groupby}, "
         f"{params['n_features']} features, k {params['k']}, {time.perf_counter() - start:.0f} s"
     )
-    print(HELP)
+    print(SCORES)
     print(scores(metrics).to_string(index=False))
+    print(KEPT)
     print(reconstructions(metrics).to_string(index=False), flush=True)
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy import sparse
 
 from sae._data import holder
@@ -48,6 +49,8 @@ def test_everything_in_one_mapping(adata):
         pytest.param(np.arange(30), ["truth"], False, id="vector"),
         pytest.param(np.eye(30)[:, :2], ["truth_0", "truth_1"], False, id="array"),
         pytest.param(sparse.eye(30).tocsc()[:, :2], ["truth_0", "truth_1"], False, id="sparse"),
+        pytest.param([np.arange(30), np.eye(30)[:, :2]], ["truth_0", "truth_1_0", "truth_1_1"], False, id="arrays"),
+        pytest.param(torch.arange(30), ["truth"], False, id="tensor"),
     ],
 )
 def test_what_can_be_passed(adata, asked, names, label):
@@ -96,6 +99,7 @@ def both(adata):
         pytest.param(lambda _: np.ones((30, 0)), ValueError, r"has the shape \(30, 0\)", id="no columns"),
         pytest.param(lambda _: np.ones((30, 2, 2)), TypeError, r"of shape \(30, 2, 2\); expected numbers", id="cube"),
         pytest.param(lambda _: np.array(["a"] * 30), TypeError, "is an array of <U1", id="array of strings"),
+        pytest.param(lambda _: pd.Categorical(["a"] * 30), TypeError, "is an array of object", id="categorical"),
         pytest.param(
             lambda adata: pd.DataFrame({"a": [1.0]}, index=adata.obs_names[:1]),
             ValueError,

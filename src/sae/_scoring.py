@@ -26,6 +26,8 @@ GOOD = 0.9
 QUANTILES = (5, 25, 50, 75, 95)
 COMPLETENESS_CELLS = 64
 N_PERMUTATIONS = 5
+PERMUTED_COLUMNS = 1_000
+"""Enough of them, over all permutations: the more features, the fewer permutations it takes."""
 
 
 class Metrics:
@@ -119,8 +121,8 @@ def fidelity_metrics(metrics: Metrics, of: Compared, n_neighbors: int, *, with_p
     x, weights = of.x, of.cells.weights
     x_hat = {"sae": of.learned.x_hat}
     l0 = max(1, round(of.learned.a.nnz / len(x)))
-    if with_pca and l0 < min(x.shape):
-        x_hat["pca"] = components(x, l0, of.seed)[1]
+    if with_pca and l0 < min(of.x_seen.shape):
+        x_hat["pca"] = components(of.x_seen, x, l0, of.seed)[1]
     elif with_pca:
         logg.info(f"    no PCA reconstruction: {l0} active features per cell are no less than its {x.shape[1]} columns")
     if of.fixed is not None:
@@ -176,8 +178,9 @@ class Scoring:
         if self._sets is None:
             return
         a, rng = self._of.learned.a, np.random.default_rng(self._of.seed)
+        n_permutations = min(max(PERMUTED_COLUMNS // a.shape[1], 1), N_PERMUTATIONS)
         drawn = [
-            self._set_samples(Source("", a[rng.permutation(a.shape[0])]), *self._sets) for _ in range(N_PERMUTATIONS)
+            self._set_samples(Source("", a[rng.permutation(a.shape[0])]), *self._sets) for _ in range(n_permutations)
         ]
         mean = {metric: mean_of_known(np.stack([each[metric] for each in drawn]), 0) for metric in drawn[0]}
         self._add_set_metrics("permuted_cells", mean)
@@ -215,6 +218,7 @@ class Scoring:
         if name == "integrated_gradients":
             some = attributed.spread(COMPLETENESS_CELLS)
             n_nodes, _ = enough_nodes(attributed.logits(COMPLETENESS_CELLS), z[some], baseline)
+            logg.info(f"    integrated gradients: {2 * n_nodes * z.shape[1]} predictions of {len(z)} cells")
             columns = integrated_gradients(logits, z, baseline, n_nodes)
         total = np.zeros_like(attributed.logits_before)
         for values in columns:
@@ -240,12 +244,16 @@ class Scoring:
         if self._auroc is None:
             _warn_of_unscored(cells.labels[np.isnan(auroc[0])])
 
+        # Donors that are not drawn take labels with them; the others must not count for more, as labels differ.
+        def whole(of: np.ndarray) -> np.ndarray:
+            return np.where(np.isnan(of), of[0], of)
+
         def add(metric: str, of: Callable[[np.ndarray], np.ndarray], label: str | None = None) -> None:
             beside = None if self._auroc is None else of(self._auroc)
             self._metrics.add("labels", metric, name, of(auroc), beside=beside, label=label, of_labels=True)
 
-        add("auroc", lambda of: mean_of_known(of, 1))
-        add("labels_at_0.9", lambda of: (of >= GOOD).sum(axis=1))
+        add("auroc", lambda of: mean_of_known(whole(of), 1))
+        add("labels_at_0.9", lambda of: (whole(of) >= GOOD).sum(axis=1))
         self._metrics.add("labels", "n_columns", name, n_columns, of_labels=True)
         for number, label in enumerate(cells.labels):
             add("auroc", lambda of, number=number: of[:, number], label)  # type: ignore[misc]

@@ -69,10 +69,13 @@ def variables(held: Holder, asked: Asked, argument: str) -> Variables:
     """
     if isinstance(asked, Mapping):
         groups = {f"{argument}[{name!r}]": (str(name), one) for name, one in asked.items()}
-    elif isinstance(asked, str | np.ndarray | pd.Series | pd.DataFrame) or sparse.issparse(asked):
+    elif isinstance(asked, str) or hasattr(asked, "__array__") or sparse.issparse(asked):
         groups = {f"{argument}=": (asked if isinstance(asked, str) else argument, asked)}
     else:
-        groups = {f"{argument}[{number}]": (str(one), one) for number, one in enumerate(asked)}
+        groups = {
+            f"{argument}[{number}]": (one if isinstance(one, str) else f"{argument}_{number}", one)
+            for number, one in enumerate(asked)
+        }
     if not groups:
         raise ValueError(f"{argument}= is empty. Pass a key of obsm, a column of obs, or values with a row per cell.")
     parts = [_read(held, source, group, place) for place, (group, source) in groups.items()]

@@ -30,20 +30,22 @@ def best_correlation(found, truth):
 
 def test_independent_components_find_sources(rng):
     truth = rng.laplace(size=(2000, 4))
-    found, remark = independent_components((truth @ rng.normal(size=(4, 4))).astype(np.float32), 0)
+    x = (truth @ rng.normal(size=(4, 4))).astype(np.float32)
+    found, remark = independent_components(x[:1500], x, 0)
     assert (best_correlation(found, truth) > 0.98).all()
     assert remark == ""
 
 
 def test_independent_components_of_a_matrix_without_full_rank(rng):
     x = rng.laplace(size=(300, 3)) @ rng.normal(size=(3, 5))
-    found, _ = independent_components(x, 0)
+    found, _ = independent_components(x, x, 0)
     assert found.shape == (300, 3)
 
 
 def test_it_is_said_when_a_decomposition_did_not_converge(rng, monkeypatch):
     monkeypatch.setattr(baselines, "ICA_STEPS", 1)
-    _, remark = independent_components(rng.laplace(size=(300, 4)), 0)
+    x = rng.laplace(size=(300, 4))
+    _, remark = independent_components(x, x, 0)
     assert remark == "FastICA had not converged after 1 steps"
 
 
@@ -51,7 +53,8 @@ def test_it_is_said_when_a_decomposition_did_not_converge(rng, monkeypatch):
 def test_nonnegative_factors_find_parts(rng, layout):
     truth = rng.gamma(0.3, size=(300, 3))
     parts = np.kron(np.eye(3), rng.uniform(0.5, 1.5, size=(1, 10)))
-    found, _ = nonnegative_factors(layout(truth @ parts), 3, 0)
+    x = truth @ parts
+    found, _ = nonnegative_factors(layout(x[:200]), layout(x), 3, 0)
     assert found.min() >= 0
     assert (best_correlation(found, truth) > 0.98).all()
 

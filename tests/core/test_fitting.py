@@ -8,6 +8,7 @@ import pytest
 from sae.core.fitting import Options, fit, options_of, plan, with_chosen_k
 from sae.core.preprocess import PREPROCESS, directions, fit_scaling
 from sae.core.restart import restart_steps
+from sae.core.seeds import integer_seed
 
 QUICK = {"n_features": 32, "steps": 60, "device": "cpu"}
 EACH = {
@@ -41,6 +42,20 @@ def test_options_of_the_paper_recipe(x):
     params = fit(plan(x, options, 0)).params
     assert options_of(params).recipe == "paper"
     assert fit(plan(x, replace(options_of(params), device="cpu"), 0)).params == params
+
+
+def test_options_that_an_older_version_did_not_keep(x):
+    params = fit(plan(x, Options(**QUICK), 0)).params | {"version": "0.0.1"}
+    for name in ("recipe", "validation", "k"):
+        with pytest.raises(ValueError, match=rf"stored without '{name}' .*version 0.0.1.* Run sae.tl.fit"):
+            options_of({other: value for other, value in params.items() if other != name})
+
+
+def test_seeds():
+    assert [integer_seed(rng) for rng in (0, np.int32(7))] == [0, 7]
+    assert integer_seed(np.random.default_rng(1)) == integer_seed(np.random.default_rng(1))
+    with pytest.raises(ValueError, match="rng=-1 is negative"):
+        integer_seed(-1)
 
 
 def test_cells_are_divided_by_the_seed(x):
@@ -123,7 +138,13 @@ def test_k_is_chosen_once(x):
         ({"n_features": 2.5}, TypeError, "expected an integer"),
         ({"architecture": "vanilla", "l1": "much"}, TypeError, "l1='much' is a str"),
         ({"learning_rate": 0.0}, ValueError, "not above 0"),
+        ({"learning_rate": float("nan")}, ValueError, "learning_rate=nan is not above 0 and finite"),
+        ({"learning_rate": float("inf")}, ValueError, "not above 0 and finite"),
+        ({"learning_rate": "high"}, TypeError, "learning_rate='high' is a str; expected a number"),
+        ({"architecture": "vanilla", "l1": float("nan")}, ValueError, "l1=nan is negative or not finite"),
+        ({"architecture": ["topk"]}, ValueError, "is not one of"),
         ({"validation": 1.0}, ValueError, "is not a share"),
+        ({"validation": "0.1"}, TypeError, "validation='0.1' is a str"),
     ],
 )
 def test_bad_options_are_refused_when_they_are_made(given, error, message):

@@ -10,7 +10,7 @@ from scipy.stats import pearsonr
 from sklearn.metrics import jaccard_score
 
 from sae.core import matching
-from sae.core.matching import match_activations, match_sets, match_vectors, paired_correlations
+from sae.core.matching import match_activations, match_sets, match_vectors, mirrored, paired_correlations
 
 
 @pytest.fixture(params=["all pairs", "nearest"])
@@ -198,3 +198,37 @@ def test_paired_correlations():
 def test_bad_input(function, a, b, message):
     with pytest.raises(ValueError, match=message):
         function(a, b)
+
+
+def unrelated(h: int, d: int, steepness: float, rng: np.random.Generator) -> np.ndarray:
+    """Sparse directions in a space of which the first axes hold most, as a decoder of expression or of components has them."""
+    rows = rng.exponential(size=(h, d)) * rng.choice([-1, 1], (h, d)) * np.arange(1.0, d + 1) ** -steepness
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("steepness", [0, 1, 2])
+def test_mirrored_vectors_are_as_alike_as_unrelated_ones(steepness):
+    """Also where few axes have most of the variance. Uniform directions are much less alike there."""
+    rng = np.random.default_rng(1)
+    turned = np.linalg.qr(rng.normal(size=(20, 20)))[0]
+    a, b = (unrelated(300, 20, steepness, rng) @ turned for _ in range(2))
+    by_chance = np.concatenate([match_vectors(a, mirrored(b, rng)).similarity for _ in range(4)])
+    assert 0.02 < np.mean(match_vectors(a, b).similarity > np.nanquantile(by_chance, 0.95)) < 0.12
+    if steepness == 2:
+        uniform = match_vectors(a, draw(300, 20)).similarity
+        assert np.mean(match_vectors(a, b).similarity > np.nanquantile(uniform, 0.95)) > 0.5
+
+
+def test_mirrored_vectors_lie_along_the_same_axes():
+    rng = np.random.default_rng(0)
+    b = unrelated(4_000, 5, 1, rng)
+    b[7] = 0
+    other = mirrored(b, rng)
+    np.testing.assert_allclose(np.linalg.norm(other, axis=1), np.linalg.norm(b, axis=1))
+    np.testing.assert_allclose(other.T @ other, b.T @ b, atol=60)
+    assert abs((other * b).sum(axis=1).mean()) < 0.05
+    # None is left as it was where all axes are as long: the rows themselves are not what is mirrored at.
+    assert np.abs(mirrored(np.eye(40), rng)).max() < 0.9
+    assert mirrored(np.empty((0, 3)), rng).shape == (0, 3)
+    few = draw(3, 20)
+    np.testing.assert_allclose(np.linalg.norm(mirrored(few, rng), axis=1), np.linalg.norm(few, axis=1))

@@ -61,13 +61,14 @@ def test_donors_stay_together():
     ("arguments", "message"),
     [
         pytest.param((100, 1), "n_folds=1 is below 2", id="one fold"),
+        pytest.param((100, 2.5), "n_folds=2.5 is a float; expected an integer", id="no number of folds"),
         pytest.param((9, 5), "9 cells are too few for n_folds=5", id="few cells"),
         pytest.param((6, 3, None, np.array([0, 1, 0, 1, 0, 1])), "2 donors cannot be divided", id="few donors"),
     ],
 )
 def test_bad_folds(arguments, message):
     n, k, _, donors = (*arguments, None, None)[:4]
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         random_folds(n, k, np.random.default_rng(0), donors)
 
 
@@ -98,7 +99,7 @@ def test_many_chunks(monkeypatch):
 
 @pytest.mark.parametrize("d", [6, 200, 900], ids=["few columns", "half as many as cells", "more than cells"])
 def test_the_penalty_is_that_of_generalised_cross_validation(d):
-    """Each training part against a loop over penalties with scikit-learn's ridge."""
+    """Each training part against a loop over penalties with scikit-learn's ridge, of those that leave a quarter free."""
     x, y = made(300, d, 2, noise=5)
     folds = folds_of(x, 3)
     z = scaled(x)
@@ -114,7 +115,8 @@ def test_the_penalty_is_that_of_generalised_cross_validation(d):
                 values = np.linalg.svd(centred, compute_uv=False) ** 2
                 df = 1 + (values / (values + ridge * n)).sum()
                 residual = np.square(y[train, t] - model.predict(z[train])).mean()
-                errors.append(residual / max(1 - df / n, 1e-14) ** 2)
+                free = 1 - df / n
+                errors.append(residual / max(free, 1e-14) ** 2 if free >= 0.25 or ridge == RIDGES[-1] else np.inf)
                 models.append(model)
             expected[~train, t] = models[int(np.argmin(errors))].predict(z[~train])
     found = linear_r2(standardised(x), y, folds)
@@ -140,6 +142,23 @@ def test_collinear_columns_and_noise_do_no_harm(n):
     found = linear_r2(standardised(x), y, folds_of(x, 5))
     assert found.score[0] == pytest.approx(1, abs=1e-4)
     assert (found.score[1:] > -0.2).all()
+
+
+@pytest.mark.parametrize(("n", "d"), [(50, 40), (100, 80), (60, 200)])
+def test_noise_is_not_fitted_with_about_as_many_columns_as_cells(n, d):
+    """Without a limit to the degrees of freedom, R² falls to -16 here, and is -1 on average."""
+    rng = np.random.default_rng(0)
+    found = linear_r2(standardised(rng.normal(size=(n, d))), rng.normal(size=(n, 100)), folds_of(np.empty((n, 1)), 5))
+    assert found.score.mean() > -0.15
+    assert found.score.min() > -0.8
+
+
+def test_a_linear_function_is_known_exactly_of_few_cells():
+    """Degrees of freedom are 151 of 160 training cells, but without an error."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 150))
+    found = linear_r2(standardised(x), x @ rng.normal(size=(150, 3)), folds_of(x, 5))
+    np.testing.assert_allclose(found.score, 1, atol=1e-6)
 
 
 def test_nothing_in_constant_columns():

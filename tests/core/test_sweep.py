@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import sparse
 from scipy.optimize import linear_sum_assignment
@@ -18,6 +19,7 @@ from sae.core.sweep import (
     Outcome,
     Run,
     Store,
+    _replacing,
     expand,
     in_this_process,
     label_auroc,
@@ -64,6 +66,8 @@ def test_all_combinations_with_all_seeds():
         pytest.param({"architecture": "topk"}, [{"architecture": "topk"}], id="a string on its own"),
         pytest.param({"k": range(2, 4)}, [{"k": 2}, {"k": 3}], id="range"),
         pytest.param({"k": np.array([2, 2, 3])}, [{"k": 2}, {"k": 3}], id="the same twice"),
+        pytest.param({"k": np.array(2)}, [{"k": 2}], id="an array of one value"),
+        pytest.param({"k": pd.Series([2, 3])}, [{"k": 2}, {"k": 3}], id="a column of a table"),
         pytest.param({"k": ["auto", None]}, [{"k": "auto"}, {}], id="chosen in both ways"),
         pytest.param([{"k": [2, 3]}, {"k": [3, 4]}], [{"k": 2}, {"k": 3}, {"k": 4}], id="overlapping grids"),
         pytest.param(
@@ -99,6 +103,9 @@ def test_seeds_of_a_grid():
         pytest.param({"device": ["cpu"]}, ValueError, "'device', which is no setting", id="not of the grid"),
         pytest.param({"k": []}, ValueError, "no values for 'k'", id="no values"),
         pytest.param([], ValueError, "grid= is empty", id="no grids"),
+        pytest.param(None, TypeError, "grid= has a NoneType; expected a mapping", id="nothing"),
+        pytest.param({"architecture": [["topk"]]}, ValueError, r"architecture=\['topk'\] is not one of", id="a list too many"),
+        pytest.param({"learning_rate": [float("nan")]}, ValueError, "not above 0 and finite", id="NaN"),
         pytest.param(["k"], TypeError, "grid= has a str; expected a mapping", id="no mapping"),
         pytest.param({"n_features": [8, 0]}, ValueError, "n_features=0 is below 1", id="out of range"),
         pytest.param({"n_features": [8.0]}, TypeError, "n_features=8.0 is a float", id="type"),
@@ -177,7 +184,7 @@ def test_redundancy_is_the_mean_highest_cosine(monkeypatch):
     v /= np.linalg.norm(v, axis=1, keepdims=True)
     highest = [max(v[i] @ v[j] for j in range(11) if j != i) for i in range(11)]
     assert redundancy(v) == pytest.approx(np.mean(highest))
-    monkeypatch.setattr("sae.core.sweep.BLOCK_VALUES", 30)
+    monkeypatch.setattr("sae.core.stability.BLOCK_VALUES", 30)
     assert redundancy(v) == pytest.approx(np.mean(highest))
     assert np.isnan(redundancy(v[:1])) and np.isnan(redundancy(v[:0]))
 
@@ -268,8 +275,26 @@ def test_half_of_a_run_is_none(tmp_path):
     store.path(RUN, ".npy").unlink()
     assert store.find(RUN) is None
     assert Store(tmp_path, "cells", with_directions=False).find(RUN) == OUTCOME.record
-    store.path(RUN).write_text('{"fvu": 0.')
-    assert store.find(RUN) is None
+    for broken in (b'{"fvu": 0.', b"", b"\xff\xfe\x80", b"null", b"{}"):
+        store.path(RUN).write_bytes(broken)
+        assert store.find(RUN) is None
+    store.save(RUN, OUTCOME)
+    whole = store.path(RUN, ".npy").read_bytes()
+    for broken in (b"", whole[:20], whole[:-4], b"?" * 200):
+        store.path(RUN, ".npy").write_bytes(broken)
+        assert store.find(RUN) is None
+    store.save(RUN, replace(OUTCOME, directions=np.zeros((0, 3), np.float32)))
+    assert store.find(RUN) == OUTCOME.record, "all features may be dead"
+
+
+def test_processes_with_the_same_number_do_not_meet(tmp_path, monkeypatch):
+    """As in containers that share a folder: one ends a run while the other writes it."""
+    monkeypatch.setattr("os.getpid", lambda: 1)
+    store = Store(tmp_path, "cells")
+    with _replacing(store.path(RUN)) as slow, _replacing(store.path(RUN)) as fast:
+        fast.write_text("{}")
+        slow.write_text("{}")
+    assert [path.name for path in tmp_path.iterdir()] == [store.path(RUN).name]
 
 
 def test_a_failure_is_kept_without_directions(tmp_path):
@@ -282,7 +307,7 @@ def test_a_crash_while_writing_leaves_none(tmp_path):
     store = Store(tmp_path, "cells")
     with pytest.raises(TypeError):
         store.save(RUN, Outcome({"fvu": object()}, np.eye(3)))
-    assert store.find(RUN) is None and not list(tmp_path.glob("*.json"))
+    assert store.find(RUN) is None and [path.suffix for path in tmp_path.iterdir()] == [".npy"]
 
 
 def test_what_runs_are_judged_by_has_an_identity():

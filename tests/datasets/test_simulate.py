@@ -346,11 +346,13 @@ def test_round_trip(make, kind, tmp_path, compare):
         pytest.param({"batch_sd": np.inf}, "batch_sd=inf is not a number from 0", id="batch_sd"),
         pytest.param({"lowest_rate": -0.5}, "lowest_rate=-0.5 is not a number from 0", id="rate"),
         pytest.param({"rare": 1.2}, "rare=1.2 is not a share", id="rare"),
-        pytest.param({"rare": 0.1, "n_programs": 5}, "n_rare=10 is not a number of programs", id="too many rare"),
+        pytest.param({"rare": 0.1, "n_programs": 5}, "n_rare=10 is more than n_programs=5", id="too many rare"),
+        pytest.param({"rare": 0.1, "n_rare": 0}, "n_rare=0 is below 1", id="none rare"),
+        pytest.param({"n_cells": 1e4}, "n_cells=10000.0 is a float; expected an integer", id="float"),
     ],
 )
 def test_bad_arguments(arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         simulate_programs(**{"n_cells": 10, "n_genes": 10, **arguments})
 
 
@@ -358,6 +360,7 @@ def test_bad_arguments(arguments, message):
     ("arguments", "message"),
     [
         pytest.param({"n_cells": 0}, "n_cells=0 is below 1", id="no cells"),
+        pytest.param({"n_cells": 1e4}, "n_cells=10000.0 is a float; expected an integer", id="float"),
         pytest.param({"rate": -1}, "rate=-1 is not a number from 0", id="rate"),
         pytest.param({"gates": [0.5, 0, 0.1]}, r"gates\[1\]=0.0 is not a share", id="gate"),
         pytest.param({"gates": [0.5, 0.2]}, r"graph has the shape \(3, 5\) and gates \(2,\)", id="other graph"),
@@ -366,5 +369,5 @@ def test_bad_arguments(arguments, message):
     ],
 )
 def test_bad_arguments_of_small(arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         simulate_small(**{"n_cells": 10, **arguments})

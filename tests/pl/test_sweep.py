@@ -95,6 +95,17 @@ def test_many_numbers_get_a_colour_bar(swept):
     np.testing.assert_array_equal(np.sort(dots.get_array()), np.sort(table["n_features"]))
 
 
+def test_settings_without_the_number_are_grey(swept):
+    grid = [{"architecture": "vanilla", "l1": np.geomspace(0.1, 5, 9)}, {"architecture": "topk", "k": 3}]
+    sae.tl.sweep(swept, [one | {"n_features": 12, "steps": 20} for one in grid], progress=False)
+    ax = sae.pl.sweep(swept, color="l1")
+    ax.figure.canvas.draw()
+    (dots,) = [dots for dots in ax.collections if dots.get_array() is not None and len(dots.get_array())]
+    assert len(dots.get_offsets()) == 10
+    assert type(dots.norm).__name__ == "LogNorm", "the penalties are 50-fold apart"
+    assert [tuple(shade) for shade in dots.get_facecolors()].count((0.5, 0.5, 0.5, 1.0)) == 1
+
+
 def test_given_axes(swept):
     _, given = plt.subplots()
     assert sae.pl.sweep(swept, ax=given) is given

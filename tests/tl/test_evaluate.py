@@ -11,7 +11,8 @@ from sklearn.metrics import roc_auc_score
 
 import sae
 from sae._data import holder
-from sae._evaluation import BASELINES, Attributed, Cells, even_share
+from sae._evaluation import BASELINES, Attributed, Cells, _most_variable, even_share
+from sae.core.fidelity import components
 from sae.tl._evaluate import evaluate
 
 QUICK = {"n_splits": 2, "n_bootstrap": 20, "n_neighbors": 5, "progress": False}
@@ -228,6 +229,33 @@ class TestAttributions:
         evaluate(small, "group", model=model, **{**QUICK, "baselines": ["input_x_gradient"]})
         assert 0.5 < value(small, "labels", "auroc", "input_x_gradient") <= 1
 
+    def test_a_model_without_any_prediction(self, small, compare):
+        before = compare.state(small)
+        model = sae.models.Functions(
+            decode=lambda z, data: np.full((len(z), 2), np.nan), genes=list("ab"), scale="linear"
+        )
+        with pytest.raises(ValueError, match="no gene with a finite value for all of the 80 cells"):
+            evaluate(small, "group", model=model, **QUICK)
+        compare.assert_same(before, compare.state(small))
+
+    def test_of_an_autoencoder(self, make_adata):
+        adata = make_adata(n=300, g=40)
+        model = sae.models.Autoencoder.fit(adata, n_latent=6, epochs=5, progress=False)
+        adata.obsm["X_pca"] = model.embed(adata)
+        prepared(adata)
+        evaluate(adata, "group", model=model, **{**QUICK, "baselines": ["input_x_gradient", "integrated_gradients"]})
+        assert value(adata, "labels", "auroc", "integrated_gradients") > 0.6
+        assert value(adata, "attribution", "completeness_gap", "integrated_gradients") < 0.2
+
+    def test_predictions_are_read_in_blocks(self, small, monkeypatch):
+        model = sae.models.Functions(decode=smooth, genes=list("abcdefg"), scale="linear")
+        settings = {**QUICK, "baselines": ["input_x_gradient"], "model": model}
+        evaluate(small, "group", **settings)
+        whole = small.uns["sae"]["metrics"]
+        monkeypatch.setattr("sae._evaluation.BLOCK_VALUES", 7 * 9)
+        evaluate(small, "group", **settings)
+        pd.testing.assert_frame_equal(whole, small.uns["sae"]["metrics"], rtol=1e-4)
+
     def test_probes_read_the_genes_of_the_highest_variance(self, small, monkeypatch):
         monkeypatch.setattr("sae._evaluation.PROBED_GENES", 3)
         model = sae.models.Functions(decode=smooth, genes=list("abcdefg"), scale="linear")
@@ -236,6 +264,9 @@ class TestAttributions:
         cells = Cells.drawn(held, np.arange(80), labels, None, 80, 1, 2, np.random.default_rng(0))
         attributed = Attributed(model, held, x, cells, None)
         highest = np.sort(np.argsort(-smooth(x, None).var(axis=0))[:3])
+        far = np.vstack([np.r_[9.0, np.zeros(6)], smooth(x, None)])
+        found = np.sort(np.argsort(-far.var(axis=0))[:3])
+        assert _most_variable([far[:9], far[9:]], 3).tolist() == found.tolist()
         expected = attributed.probes.logits(smooth(x, None)[:, highest])
         np.testing.assert_allclose(attributed.logits()(x), expected, rtol=1e-3, atol=1e-4)
         np.testing.assert_allclose(
@@ -292,16 +323,62 @@ def test_cells_without_a_label_take_no_part(small):
     small.obs["group"] = small.obs["group"].where(np.arange(80) >= 10)
     evaluate(small, "group", **FEW)
     evaluate(subset, "group", **FEW)
-    for source in ("sae", "pca", "genes"):
+    # PCA is fitted on all cells, as the SAE.
+    for source, most in {"sae": 1e-6, "pca": 0.05, "genes": 1e-6}.items():
         of = "labels", "auroc", source
-        assert value(small, *of) == pytest.approx(value(subset, *of), abs=1e-6)
+        assert value(small, *of) == pytest.approx(value(subset, *of), abs=most)
 
 
-def test_donors(small):
+def test_decompositions_are_fitted_on_cells_drawn_without_labels(encoded, monkeypatch):
+    """Comparing as many cells of rare labels as of others must not make a decomposition look for the rare ones."""
+    fitted = []
+
+    def noted(seen, x, n, seed):
+        fitted.append(seen)
+        return components(seen, x, n, seed)
+
+    monkeypatch.setattr("sae.core.fidelity.components", noted)
+    evaluate(encoded, "bulk_labels", n_cells=200, **FEW)
+    x = encoded.obsm["X_pca"]
+    labels = encoded.obs["bulk_labels"].to_numpy()
+    most = encoded.obs["bulk_labels"].value_counts(normalize=True)
+    for seen in fitted:
+        rows = np.array([np.flatnonzero((x == cell).all(axis=1))[0] for cell in seen])
+        assert len(np.unique(rows)) == 200
+        assert (labels[rows] == most.index[0]).mean() == pytest.approx(most.iloc[0], abs=0.08)
+    assert len(fitted) == 2
+    cells = Cells.drawn(
+        holder(encoded, None), np.arange(700), pd.Categorical(labels), None, 200, 1, 5, np.random.default_rng(0)
+    )
+    assert (labels[cells.rows] == most.index[0]).mean() < most.iloc[0] - 0.1
+
+
+def test_a_label_that_leaves_with_its_donors_keeps_its_estimate(small):
+    """Else the mean over labels varies with which labels are there."""
+    small.obs["donor"] = [f"d{i % 6}" for i in range(80)]
+    # Told less well than the others, and of two donors only.
+    hard = np.flatnonzero(small.obs["donor"].isin(["d0", "d1"]))[::3]
+    small.obs["group"] = small.obs["group"].cat.add_categories("hard")
+    small.obs.iloc[hard, 0] = "hard"
+    evaluate(small, "group", donor="donor", **{**FEW, "n_bootstrap": 100})
+    of = {label: metrics(small, "labels", "auroc", "sae", label=label).iloc[0] for label in ["a", "b", "c", "hard"]}
+    assert of["hard"]["value"] < min(of[label]["value"] for label in "abc") - 0.1
+    mean = metrics(small, "labels", "auroc", "sae").iloc[0]
+    assert mean["ci_high"] <= np.mean([row["ci_high"] for row in of.values()]) + 1e-9
+    assert value(small, "labels", "labels_at_0.9", "sae", column="ci_low") >= sum(
+        row["ci_low"] >= 0.9 for row in of.values()
+    )
+
+
+def test_donors(small, log):
     small.obs["donor"] = [f"d{i % 4}" for i in range(80)]
     evaluate(small, "group", donor="donor", **FEW)
+    assert "there are 4 donors: intervals from fewer than 20 are too narrow" in log()
     low, high = (value(small, "labels", "auroc", "sae", column=name) for name in ("ci_low", "ci_high"))
     assert 0 < low < high <= 1
+    small.obs["donor"] = ["rare", *["d"] * 79]
+    with pytest.raises(ValueError, match=r"18 cells that are compared are of one 'donor' only.*Raise n_cells"):
+        evaluate(small, "group", donor="donor", **{**FEW, "n_cells": 20})
     small.obs["donor"] = "one"
     with pytest.raises(ValueError, match="donor= needs 2"):
         evaluate(small, "group", donor="donor", **FEW)
@@ -321,6 +398,22 @@ def test_scaled_values_have_no_nonnegative_factors(small, log):
     evaluate(small, "group", layer="scaled", **{**QUICK, "baselines": ["nmf", "genes"]})
     assert "'nmf' is left out" in log()
     assert set(metrics(small, "labels")["source"]) == {"sae", "genes"}
+
+
+@pytest.mark.parametrize("layout", ["dense", "csr"])
+def test_genes_that_do_not_vary(make_adata, sets, log, layout):
+    adata = prepared(make_adata(g=30, layout=layout))
+    adata.X = sparse.csr_matrix(adata.shape, dtype=np.float32) if layout == "csr" else np.ones_like(adata.X)
+    evaluate(adata, "group", sets, **QUICK)
+    assert "'nmf' is left out: adata.X has no gene that varies" in log()
+    for source in ("genes", "l1_genes", "l1_genes_column"):
+        assert value(adata, "labels", "auroc", source) == 0.5
+    assert value(adata, "gene_sets", "best_column_auroc", "sae") == 0.5
+
+
+def test_a_baseline_that_is_named_twice_is_there_once(small):
+    evaluate(small, "group", **{**QUICK, "baselines": ["pca", "pca"]})
+    assert metrics(small, "labels", "auroc")["source"].tolist() == ["sae", "pca"]
 
 
 def test_without_expression_baselines_of_genes_are_left_out(small, log, compare):

@@ -271,6 +271,14 @@ def other_values(adata):
     return adata
 
 
+def without(name):
+    def change(adata):
+        del adata.uns["sae"]["params"][name]
+        return adata
+
+    return change
+
+
 BAD = {
     "no SAE": (lambda a: a, {"key": "other"}, KeyError, "has no SAE 'other'"),
     "not encoded": (lambda a: (a.uns["sae"].pop("features"), a)[1], {}, KeyError, "encode"),
@@ -280,7 +288,11 @@ BAD = {
     "no seeds": (lambda a: a, {"n_seeds": 0}, ValueError, "n_seeds=0"),
     "half a seed": (lambda a: a, {"n_seeds": 1.5}, ValueError, "n_seeds=1.5"),
     "all cells": (lambda a: a, {"subsample": 1}, ValueError, "subsample=1"),
-    "too few cells": (lambda a: a, {"subsample": 0.05}, ValueError, "has 4 cells"),
+    "not a share": (lambda a: a, {"subsample": "half"}, ValueError, "subsample='half' is not a share"),
+    "too few cells": (lambda a: a, {"subsample": 0.05}, ValueError, "on 4 of 80 cells .subsample=0.05.*has 4 cells"),
+    "no such device": (lambda a: a, {"device": "gpu"}, ValueError, "device='gpu' is not 'auto'"),
+    "an older SAE": (without("recipe"), {}, ValueError, "stored without 'recipe' in its params"),
+    "not known on what": (without("fingerprint"), {}, ValueError, "is not what 'sae' was trained on"),
 }
 
 
@@ -291,6 +303,29 @@ def test_bad_input_leaves_the_data_alone(small, compare, change, how, error, mes
     with pytest.raises(error, match=message):
         sae.tl.stability(data, **{"n_seeds": 1, "progress": False, **how})
     compare.assert_same(before, compare.state(data))
+
+
+def test_too_few_cells_to_whiten_in_a_subsample(make_adata):
+    adata = make_adata()
+    sae.tl.fit(adata, **QUICK, preprocess="whiten")
+    sae.tl.encode(adata)
+    with pytest.raises(
+        ValueError, match=r"cannot be trained on 40 of 80 cells \(subsample=0.5\); choose a larger share"
+    ):
+        sae.tl.stability(adata, n_seeds=1, subsample=0.5, progress=False)
+
+
+def test_says_that_an_interrupted_sae_is_compared_with_whole_ones(small, log):
+    small.uns["sae"]["params"]["ended"] = "interrupted"
+    stability(small, n_seeds=1)
+    assert "'sae' was interrupted; it is compared with SAEs that finish in its 60 steps" in log()
+
+
+def test_measures_are_of_the_curve(small):
+    stability(small, n_seeds=1)
+    assert len(sae.get.stability(small, table="curve", measure="decoder")) == 3 * 51
+    with pytest.raises(ValueError, match="measure='decoder' chooses rows of the curve. Pass table='curve'"):
+        sae.get.stability(small, measure="decoder")
 
 
 def test_interrupted_leaves_the_data_alone(small, compare, monkeypatch):

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import scanpy as sc
 import zarr
+from joblib import cpu_count
 from scipy import sparse
 
 import sae
@@ -75,6 +76,14 @@ def test_fit_trains_the_very_sae_of_a_row(adata, row):
     assert {name: params[name] for name in ("fvu", "val_fvu", "l0", "val_l0")} == {
         name: run[name] for name in ("fvu", "val_fvu", "l0", "val_l0")
     }
+
+
+def test_fit_trains_the_very_sae_that_ended_early(adata):
+    settings = {"n_features": 8, "k": 3, "early_stopping": 1, "learning_rate": 0.05}
+    run = sae.tl.sweep(adata, settings | {"steps": 400}, **QUIET).loc[0]
+    sae.tl.fit(adata, **settings, steps=run["steps"], **QUIET)
+    params = adata.uns["sae"]["params"]
+    assert params["ended"] == "early" and params["val_fvu"] == run["val_fvu"]
 
 
 def test_settings_that_do_not_go_together(adata):
@@ -157,6 +166,9 @@ def test_when_all_fail_nothing_is_written(adata, compare):
         ({"n_seeds": 0}, ValueError, "n_seeds=0"),
         ({"n_jobs": 0}, ValueError, "n_jobs=0 is neither"),
         ({"n_jobs": -2}, ValueError, "n_jobs=-2 is neither"),
+        ({"client": "tcp://10.0.0.1:8786"}, TypeError, r"client='tcp://10.0.0.1:8786' has no submit\(\)"),
+        ({"device": "gpu"}, ValueError, "device='gpu' is not 'auto'"),
+        ({"rng": -1}, ValueError, "rng=-1 is negative"),
         ({"key_added": "a/b"}, ValueError, "without '/'"),
         ({"key_added": "sae"}, ValueError, r"uns\['sae'\] exists and is not a sweep's"),
         ({"key_added": "log1p"}, ValueError, r"uns\['log1p'\] exists and is not a sweep's"),
@@ -243,8 +255,31 @@ def test_several_processes_give_the_same(large):
     same(sweep(large, **settings), sweep(large, n_jobs=2, **settings))
 
 
-def test_all_cpus(adata):
+def test_all_cpus_whatever_the_threads_of_each(adata, monkeypatch):
+    from sae.core import sweep as core
+
+    def noted(source, runs, evidence, n_jobs, n_threads):
+        asked.append((n_jobs, n_threads))
+        return in_processes(source, runs, evidence, n_jobs, n_threads)
+
+    asked, in_processes = [], core.in_processes
+    monkeypatch.setattr(core, "in_processes", noted)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "2")
+    if cpu_count() < 2:
+        pytest.skip("one CPU only")
     same(sweep(adata), sweep(adata, n_jobs=-1))
+    assert asked == [(2, 1)]
+
+
+def test_a_script_needs_no_guard(make_adata, tmp_path):
+    """Unlike what `spawn` does, other processes do not run it again."""
+    script = tmp_path / "script.py"
+    script.write_text(CODE % GRID)
+    np.save(tmp_path / "x.npy", make_adata(400).obsm["X_pca"])
+    arguments = [script, tmp_path / "x.npy", tmp_path / "runs", 2, tmp_path / "table.json"]
+    subprocess.run([sys.executable, *map(str, arguments)], check=True, timeout=120)
+    assert len(pd.read_json(tmp_path / "table.json")) == 4
 
 
 def test_an_executor_gives_the_same(large):
@@ -323,6 +358,23 @@ def test_other_data_in_the_same_folder_do_not_mix(adata, tmp_path, change):
     same(second, sweep(changed, **settings))
     same(first, sweep(adata, path=tmp_path, **settings))
     assert len(stamps(tmp_path)) == 8
+
+
+def test_a_folder_that_can_only_be_read(adata, tmp_path, monkeypatch):
+    whole = sweep(adata, path=tmp_path)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    same(sweep(adata, path=tmp_path), whole)
+    with pytest.raises(PermissionError, match="cannot be written to. Choose another"):
+        sweep(adata, path=tmp_path, n_seeds=2)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".npy"])
+def test_files_that_were_damaged_are_made_again(adata, tmp_path, suffix):
+    whole = sweep(adata, path=tmp_path, n_seeds=2)
+    damaged = sorted(tmp_path.glob(f"*{suffix}"))[0]
+    damaged.write_bytes(damaged.read_bytes()[:100] + b"\xff")
+    (tmp_path / "notes.json").write_text("[1]")
+    same(sweep(adata, path=tmp_path, n_seeds=2), whole)
 
 
 def test_failures_that_would_come_again_are_not_repeated(adata, tmp_path):

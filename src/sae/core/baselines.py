@@ -28,43 +28,48 @@ def both_signs(x: np.ndarray) -> np.ndarray:
     return np.hstack([x, -x])
 
 
-def independent_components(x: np.ndarray, seed: int) -> tuple[np.ndarray, str]:
-    """Independent components (n, up to 100) by FastICA (Hyvärinen 1999), and a remark if it did not converge."""
+def independent_components(seen: np.ndarray, x: np.ndarray, seed: int) -> tuple[np.ndarray, str]:
+    """Values of `x` (n, up to 100) on the independent components of the cells `seen`, and a remark if they did not converge.
+
+    By FastICA (Hyvärinen 1999).
+    """
     from sklearn.decomposition import FastICA
 
     # In float32 it takes steps of rounding error for convergence.
-    x = x.astype(np.float64)
-    rank = int(np.linalg.matrix_rank(x - x.mean(axis=0)))
+    seen, x = seen.astype(np.float64), x.astype(np.float64)
+    rank = int(np.linalg.matrix_rank(seen - seen.mean(axis=0)))
     n = min(rank, MOST_COMPONENTS)
     model = FastICA(n, whiten="unit-variance", whiten_solver="svd", max_iter=ICA_STEPS, random_state=seed)
-    return _fitted(model, x)
+    return _fitted(model, seen, x)
 
 
-def nonnegative_factors(x: Matrix, n: int, seed: int) -> tuple[np.ndarray, str]:
-    """Activations (cells, n) of nonnegative matrix factorisation (Lee and Seung 1999) of the 2,000 genes of the highest variance.
+def nonnegative_factors(seen: Matrix, x: Matrix, n: int, seed: int) -> tuple[np.ndarray, str]:
+    """Activations of `x` (cells, n) by nonnegative matrix factorisation (Lee and Seung 1999) of the cells `seen`, and a remark as above.
+
+    Of the 2,000 genes of the highest variance.
 
     Parameters
     ----------
-    x
-        Expression (cells, genes) ≥ 0, dense or CSR.
+    seen, x
+        Expression (cells, genes) ≥ 0, dense or CSR. Some gene varies among the cells seen.
     """
     from sklearn.decomposition import NMF
-    from sklearn.utils.sparsefuncs import mean_variance_axis
 
-    variance = mean_variance_axis(x.astype(np.float64), 0)[1] if sparse.issparse(x) else x.var(axis=0, dtype=np.float64)
+    variance = Standardised.of(seen).sd ** 2
+    variance[np.isinf(variance)] = 0
     kept = np.sort(np.argsort(-variance, kind="stable")[:FACTORED_GENES])
     kept = kept[variance[kept] > 0]
-    n = min(n, len(kept), x.shape[0])
+    n = min(n, len(kept), seen.shape[0])
     model = NMF(n, init="nndsvda", tol=1e-3, max_iter=NMF_STEPS, random_state=seed)
-    return _fitted(model, x[:, kept].astype(np.float32))
+    return _fitted(model, *(part[:, kept].astype(np.float32) for part in (seen, x)))
 
 
-def _fitted(model: Any, x: Matrix) -> tuple[np.ndarray, str]:
+def _fitted(model: Any, seen: Matrix, x: Matrix) -> tuple[np.ndarray, str]:
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
-        columns = model.fit_transform(x)
+        columns = model.fit(seen).transform(x)
     stopped = any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
     return columns, f"{type(model).__name__} had not converged after {model.n_iter_} steps" if stopped else ""
 

@@ -7,7 +7,7 @@ import numpy as np
 from .rows import row_blocks
 
 BLOCK_VALUES = 8_000_000
-"""Cosines held at a time (64 MB)."""
+"""Values held at a time (64 MB)."""
 
 
 def unexplained(x: np.ndarray, x_hat: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -20,19 +20,23 @@ def unexplained(x: np.ndarray, x_hat: np.ndarray, weights: np.ndarray) -> np.nda
     weights
         (resamples, n), how often each cell counts.
     """
-    centred = x.astype(np.float64) - x.mean(axis=0, dtype=np.float64)
-    errors = np.square(x.astype(np.float64) - x_hat).sum(axis=1)
-    around = weights @ np.square(centred).sum(axis=1)
-    around -= np.square(weights @ centred).sum(axis=1) / weights.sum(axis=1)
-    return weights @ errors / around
+    n, d = x.shape
+    mean = x.mean(axis=0, dtype=np.float64)
+    errors, sizes, sums = np.empty(n), np.empty(n), np.zeros((len(weights), d))
+    for rows in row_blocks(n, max(1, BLOCK_VALUES // d)):
+        centred = x[rows] - mean
+        errors[rows] = np.square(x[rows].astype(np.float64) - x_hat[rows]).sum(axis=1)
+        sizes[rows] = np.square(centred).sum(axis=1)
+        sums += weights[:, rows] @ centred
+    return weights @ errors / (weights @ sizes - np.square(sums).sum(axis=1) / weights.sum(axis=1))
 
 
-def components(x: np.ndarray, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scores (cells, n) of the first principal components of `x`, and what they reconstruct of it."""
+def components(seen: np.ndarray, x: np.ndarray, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores (cells, n) of `x` on the first principal components of the cells `seen`, and what they reconstruct of it."""
     from sklearn.decomposition import PCA
 
     solver = "full" if x.shape[1] <= 500 else "randomized"
-    model = PCA(n, svd_solver=solver, random_state=seed).fit(x)
+    model = PCA(n, svd_solver=solver, random_state=seed).fit(seen)
     scores = model.transform(x)
     return scores, model.inverse_transform(scores)
 

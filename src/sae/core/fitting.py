@@ -61,14 +61,21 @@ class Options:
             raise ValueError(
                 f"recipe='paper' trains 'vanilla', 'relu' or 'topk', not architecture={self.architecture!r}."
             )
+        _check_number("validation", self.validation)
         if not 0 <= self.validation < 1:
             raise ValueError(
                 f"validation={self.validation} is not a share of the cells from 0 up to, not including, 1."
             )
         _check_sparsity(self.architecture, k=self.k, l1=self.l1, l0=self.l0)
         k = None if self.k == "auto" else self.k
-        _check_positive(n_features=self.n_features, k=k, learning_rate=self.learning_rate, steps=self.steps)
-        _check_positive(batch_size=self.batch_size, early_stopping=self.early_stopping)
+        _check_counts(n_features=self.n_features, k=k, steps=self.steps, batch_size=self.batch_size)
+        _check_counts(early_stopping=self.early_stopping)
+        if self.learning_rate is not None:
+            _check_number("learning_rate", self.learning_rate)
+            if not 0 < self.learning_rate < np.inf:
+                raise ValueError(
+                    f"learning_rate={self.learning_rate} is not above 0 and finite. Leave it out to have it chosen."
+                )
 
 
 @dataclass(frozen=True)
@@ -102,11 +109,19 @@ class Fitted:
 
 
 def options_of(params: Mapping[str, Any]) -> Options:
-    """Return the options that train a stored SAE again, with nothing left to choose."""
+    """Return the options that train a stored SAE again, with nothing left to choose.
+
+    One that ended early is trained for as many steps as it had, on a schedule of that length.
+    """
     sparsity = ARCHITECTURES[params["architecture"]].sparsity
+    weight = "l0_weight" if sparsity == "l0" else sparsity
     given = ("architecture", "recipe", "preprocess", "n_features", "learning_rate", "steps", "batch_size", "validation")
-    sparse = params["l0_weight" if sparsity == "l0" else sparsity]
-    return Options(**{name: params[name] for name in given}, **{sparsity: sparse})
+    if missing := [name for name in (*given, weight) if name not in params]:
+        raise ValueError(
+            f"The SAE was stored without {', '.join(map(repr, missing))} in its params (by version {params.get('version')} of sae), "
+            "so it cannot be trained again in the same way. Run sae.tl.fit and sae.tl.encode anew."
+        )
+    return Options(**{name: params[name] for name in given}, **{sparsity: params[weight]})
 
 
 def plan(x: Matrix, options: Options, seed: int, *, where: str = "the representation") -> Plan:
@@ -247,13 +262,19 @@ def _split(n: int, validation: float, seed: int, where: str) -> tuple[np.ndarray
     return np.sort(shuffled[n_val:]), np.sort(shuffled[:n_val])
 
 
-def _check_positive(**settings: float | None) -> None:
+def _check_counts(**settings: int | str | None) -> None:
     for name, value in settings.items():
-        lowest = "not above 0" if name == "learning_rate" else "below 1"
-        if value is not None and name != "learning_rate" and not isinstance(value, int | np.integer):
+        if value is None:
+            continue
+        if not isinstance(value, int | np.integer):
             raise TypeError(f"{name}={value!r} is a {type(value).__name__}; expected an integer.")
-        if value is not None and (value <= 0 or (value < 1 and name != "learning_rate")):
-            raise ValueError(f"{name}={value} is {lowest}. Leave it out to have it chosen from the data.")
+        if value < 1:
+            raise ValueError(f"{name}={value} is below 1. Leave it out to have it chosen from the data.")
+
+
+def _check_number(name: str, value: object) -> None:
+    if not isinstance(value, int | float | np.integer | np.floating):
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}; expected a number.")
 
 
 def _check_sparsity(architecture: str, **given: float | str | None) -> None:
@@ -263,9 +284,10 @@ def _check_sparsity(architecture: str, **given: float | str | None) -> None:
             continue
         if name != sparsity:
             raise ValueError(f"architecture={architecture!r} is made sparse by {sparsity}=, not by {name}=.")
-        if name == "k" and isinstance(value, str) and value != "auto":
-            raise ValueError(f"k={value!r} is neither a number of features nor 'auto'.")
-        if name != "k" and not isinstance(value, int | float | np.number):
-            raise TypeError(f"{name}={value!r} is a {type(value).__name__}; expected a number.")
-        if name != "k" and not isinstance(value, str) and value < 0:
-            raise ValueError(f"{name}={value} is negative; the penalty must be 0 or more.")
+        if name == "k":
+            if isinstance(value, str) and value != "auto":
+                raise ValueError(f"k={value!r} is neither a number of features nor 'auto'.")
+            continue
+        _check_number(name, value)
+        if not 0 <= float(value) < np.inf:
+            raise ValueError(f"{name}={value} is negative or not finite; the penalty must be 0 or more.")

@@ -11,6 +11,7 @@ from scipy import sparse
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
+from .controls import random_directions
 from .rows import Matrix, row_blocks, varying_columns
 
 FULL_PAIRS = 4_200_000
@@ -112,6 +113,22 @@ def paired_correlations(a: Matrix, b: Matrix, columns_a: np.ndarray, columns_b: 
     products = np.asarray(mine.by_feature.multiply(theirs.by_feature).sum(axis=1)).ravel()
     r[known] = np.clip(products - mine.centre * theirs.centre, -1, 1)
     return r
+
+
+def mirrored(vectors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Give each row (h, m) signs of its own, at random, along the principal axes of all rows.
+
+    What comes out is related to nothing, but lies along the same axes as much as the rows do. Uniform directions do not: where
+    few axes have most of the variance, unrelated rows are more alike than those.
+    """
+    # Few rows would each be an axis of its own. Among uniform ones, only those that many rows share stand out.
+    many = np.vstack([vectors, random_directions(min(vectors.shape), vectors.shape[1], rng)])
+    if len(many) < many.shape[1]:
+        axes = np.linalg.svd(many, full_matrices=False)[2].T
+    else:
+        axes = np.linalg.eigh(many.T @ many)[1]
+    along = vectors @ axes
+    return (along * rng.choice([-1.0, 1.0], size=along.shape)) @ axes.T
 
 
 class _Features(Protocol):

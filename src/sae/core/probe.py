@@ -17,6 +17,10 @@ RESOLVED = 1e-10
 """Directions with less than this share of the variance of the largest are lost in the rounding of normal equations."""
 EXACT = 1e-14
 """An error below this share of the variance is rounding."""
+FEWEST_FREE = 0.25
+"""Penalties that leave a smaller share of the training cells free are left out: with few left to judge by, noise passes."""
+SURE = 1e-6
+"""Unless the error is below this share of the variance, which noise does not reach."""
 MAX_COLUMNS = 10_000
 LOGISTIC_VALUES = 20_000_000
 """Cells × columns that train a logistic regression at most (160 MB); of more cells, some are drawn."""
@@ -36,6 +40,8 @@ class Scores:
 
 def random_folds(n: int, n_folds: int, rng: np.random.Generator, donors: np.ndarray | None = None) -> np.ndarray:
     """Divide n cells into folds (n,) of the same size, or donors (n,) with all of their cells."""
+    if not isinstance(n_folds, int | np.integer):
+        raise TypeError(f"n_folds={n_folds!r} is a {type(n_folds).__name__}; expected an integer.")
     if n_folds < 2:
         raise ValueError(f"n_folds={n_folds} is below 2: no cells would be held out.")
     if donors is not None:
@@ -129,7 +135,9 @@ def linear_r2(
     With ŷ of a cell from the other folds' cells, R² = 1 − Σ (y − ŷ)² / Σ (y − ȳ)² over all cells. The penalty λ of each
     variable is the one of `RIDGES` with the lowest generalised cross-validation error on the training cells (Golub, Heath
     and Wahba 1979), (RSS / n) / (1 − df / n)²: so small that it changes nothing where the variable is a linear function of
-    the columns, and large where cells are too few. The standard error is that of a ratio of means.
+    the columns, and large where cells are too few. Near df = n that error is 0 / 0, and its lowest value often the worst
+    model: the choice is among penalties with df ≤ 3/4 n and those that leave next to no error. The standard error is that of
+    a ratio of means.
 
     Parameters
     ----------
@@ -200,7 +208,9 @@ def _ridge(
         shrunk = 1 / (values + ridge)
         explained = (on_vectors**2 * shrunk * (2 - values * shrunk)).sum(axis=0)
         free = 1 - ((values * shrunk).sum() + 1) / n
-        found.append(np.maximum(variance - explained, EXACT * variance) / max(free, EXACT) ** 2)
+        error = np.maximum(variance - explained, EXACT * variance) / max(free, EXACT) ** 2
+        chosen = (free >= FEWEST_FREE) | (error <= SURE * variance) | (ridge == RIDGES[-1])
+        found.append(np.where(chosen, error, np.inf))
     weights = vectors @ (on_vectors / (values + RIDGES[np.argmin(found, axis=0)]))
     return weights, y - x @ weights
 

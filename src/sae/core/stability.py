@@ -109,13 +109,13 @@ def nearest_other(directions: np.ndarray) -> np.ndarray:
 def pw_mcc(a: np.ndarray, b: np.ndarray) -> float:
     """Mean |cosine| of the pairs of rows of a (h, m) and b (h, m) that are matched one to one for the highest sum.
 
-    All features count, dead ones too (PW-MCC, arXiv:2505.20254). Up to `FULL_PAIRS` pairs. Above, the matching is that
-    of :func:`~sae.core.matching.match_vectors`, by signed cosines, and rows without a partner count 0: at most a little
-    lower.
+    Rows have length 1. All features count, dead ones too (PW-MCC, arXiv:2505.20254). Up to `FULL_PAIRS` pairs. Above,
+    the matching is that of :func:`~sae.core.matching.match_vectors`, by signed cosines, and rows without a partner
+    count 0: at most a little lower.
     """
     if len(a) * len(b) > FULL_PAIRS:
         return float(np.nansum(match_vectors(a, b).similarity) / min(len(a), len(b)))
-    similarity = np.abs(unit(a).astype(np.float64) @ unit(b).T.astype(np.float64))
+    similarity = np.abs(a @ b.T)
     return float(similarity[linear_sum_assignment(similarity, maximize=True)].mean())
 
 

@@ -15,6 +15,7 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 from scipy import sparse
@@ -24,8 +25,9 @@ from .fitting import Fitted, Options, fit, plan, with_chosen_k
 from .labels import cross_fit, stratified_halves
 from .matching import match_vectors
 from .recovery import recovery
-from .rows import Matrix, row_blocks
+from .rows import Matrix
 from .sources import Source
+from .stability import nearest_other
 
 FORMAT = 1
 """Of the files; those of another one are not read."""
@@ -34,8 +36,6 @@ SETTINGS = tuple(field.name for field in fields(Options) if field.name not in ("
 FLOATS = ("l1", "l0", "learning_rate", "validation")
 N_SPLITS = 5
 RECOVERED = 0.95
-BLOCK_VALUES = 8_000_000
-"""Cosines held at a time (64 MB)."""
 FAILURES = (ArithmeticError, ValueError, MemoryError, OSError, RuntimeError)
 REPEATABLE = (ArithmeticError, ValueError)
 """Failures that would come again."""
@@ -98,7 +98,7 @@ def expand(
     grid
         Values of each of `SETTINGS`, and of `seed` where they are not `seeds`; one value need not be in a list.
     """
-    grids = [grid] if isinstance(grid, Mapping) else list(grid)
+    grids = list(grid) if isinstance(grid, Iterable) and not isinstance(grid, Mapping) else [grid]
     if not grids:
         raise ValueError("grid= is empty. Pass settings and their values, such as {'n_features': [64, 128]}.")
     asked: list[tuple[Options, int]] = []
@@ -118,6 +118,7 @@ def expand(
 def _values(name: str, given: Any) -> list[Any]:
     if name not in (*SETTINGS, "seed"):
         raise ValueError(f"grid= has {name!r}, which is no setting; known are {', '.join((*SETTINGS, 'seed'))}.")
+    given = given.tolist() if isinstance(given, np.ndarray) else given
     listed = given if isinstance(given, Iterable) and not isinstance(given, str) else [given]
     values = [value.item() if isinstance(value, np.generic) else value for value in listed]
     if not values:
@@ -128,7 +129,8 @@ def _values(name: str, given: Any) -> list[Any]:
 
 
 def _sparsity(architecture: Any) -> str | None:
-    return ARCHITECTURES[architecture].sparsity if architecture in ARCHITECTURES else None
+    known = isinstance(architecture, str) and architecture in ARCHITECTURES
+    return ARCHITECTURES[architecture].sparsity if known else None
 
 
 def _check_used(values: Mapping[str, list[Any]]) -> None:
@@ -170,7 +172,7 @@ def measured(source: Source, run: Run, evidence: Evidence) -> Outcome:
         measures, directions = _measures(x, fitted, evidence)
     except FAILURES as error:
         return Outcome(record | {"error": f"{type(error).__name__}: {error}"}, None, isinstance(error, REPEATABLE))
-    record |= {"steps": fitted.params["steps"]} | measures | {"seconds": seconds}
+    record |= measures | {"seconds": seconds}
     return Outcome({name: None if value != value else value for name, value in record.items()}, directions)
 
 
@@ -204,15 +206,7 @@ def _measures(x: Matrix, fitted: Fitted, evidence: Evidence) -> tuple[dict[str, 
 
 def redundancy(directions: np.ndarray) -> float:
     """Mean over rows (h, m) of length 1 of the highest cosine with another one; NaN for fewer than two."""
-    h = len(directions)
-    if h < 2:
-        return float("nan")
-    highest = np.empty(h)
-    for rows in row_blocks(h, max(1, BLOCK_VALUES // h)):
-        cosines = directions[rows] @ directions.T
-        cosines[np.arange(len(cosines)), np.arange(rows.start, rows.stop)] = -np.inf
-        highest[rows] = cosines.max(axis=1)
-    return float(highest.mean())
+    return float(nearest_other(directions).mean()) if len(directions) > 1 else float("nan")
 
 
 def label_auroc(a: sparse.csr_matrix, codes: np.ndarray, seed: int) -> float:
@@ -304,13 +298,16 @@ class Store:
             partial_path.write_text(json.dumps(outcome.record, indent=1, allow_nan=False), encoding="utf-8")
 
     def find(self, run: Run) -> dict[str, Any] | None:
-        """Return the record of a run if it is there."""
+        """Return the record of a run if it is there, in files that can be read."""
         try:
             record = json.loads(self.path(run).read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError):
+            if not isinstance(record, dict) or not {"fvu", "error"} & record.keys():
+                return None
+            if self.with_directions and "error" not in record:
+                np.load(self.path(run, ".npy"), mmap_mode="r")
+        except (FileNotFoundError, ValueError, EOFError):
             return None
-        complete = "error" in record or not self.with_directions or self.path(run, ".npy").exists()
-        return record if complete else None
+        return record
 
     def directions(self, run: Run) -> np.ndarray:
         """Return the directions of a run's features, (active features, m)."""
@@ -320,9 +317,13 @@ class Store:
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """Give another path to write to, and put what was written there in place of `path`."""
-    partial_path = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    yield partial_path
-    os.replace(partial_path, path)
+    # Not by the number of the process: in containers that share a folder all may have the same.
+    partial_path = path.with_name(f"{path.name}.{uuid4().hex}.partial")
+    try:
+        yield partial_path
+        os.replace(partial_path, path)
+    finally:
+        partial_path.unlink(missing_ok=True)
 
 
 # ---- What they say together

@@ -15,8 +15,10 @@ def names(kind: str, n: int) -> list[str]:
 
 
 def check_sizes(**sizes: int) -> None:
-    """Refuse numbers of things below 1."""
+    """Refuse numbers of things that are none or below 1."""
     for name, size in sizes.items():
+        if not isinstance(size, int | np.integer):
+            raise TypeError(f"{name}={size!r} is a {type(size).__name__}; expected an integer.")
         if size < 1:
             raise ValueError(f"{name}={size} is below 1.")
 

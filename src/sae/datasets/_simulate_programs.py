@@ -114,6 +114,8 @@ def simulate_programs(
 
     Raises
     ------
+    TypeError
+        A size that is no integer.
     ValueError
         A size below 1, a share that is not one, a negative number, or `depth`, `dispersion` or `library_sd` without the
         noise that they belong to.
@@ -134,7 +136,7 @@ def simulate_programs(
     parameters = {name: value for name, value in locals().items() if name not in ("n_cells", "n_genes", "rng")}
     check_sizes(
         n_cells=n_cells, n_genes=n_genes, n_programs=n_programs, n_types=n_types, n_levels=n_levels, block_size=block_size,
-        n_batches=n_batches,
+        n_batches=n_batches, **({} if rare is None else {"n_rare": n_rare}),
     )  # fmt: skip
     check_shares(gene_density=gene_density, type_density=type_density, rare=rare)
     check_amounts(
@@ -143,8 +145,8 @@ def simulate_programs(
     _check_noise(noise, depth, dispersion, library_sd)
     if not 0 <= correlation < 1:
         raise ValueError(f"correlation={correlation} is not from 0 to 1, 1 excluded.")
-    if rare is not None and not 1 <= n_rare <= n_programs:
-        raise ValueError(f"n_rare={n_rare} is not a number of programs from 1 to n_programs={n_programs}.")
+    if rare is not None and n_rare > n_programs:
+        raise ValueError(f"n_rare={n_rare} is more than n_programs={n_programs}.")
 
     seed = integer_seed(rng)
     # One generator each, so that no option changes what the others draw; new ones go last, so that a seed keeps its data.

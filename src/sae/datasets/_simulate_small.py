@@ -51,6 +51,8 @@ def simulate_small(
 
     Raises
     ------
+    TypeError
+        `n_cells` is no integer.
     ValueError
         `n_cells` is below 1, `rate` negative, one of `gates` no probability above 0, or `graph` has other than 0 and 1, or
         not a row per gate.

@@ -101,6 +101,8 @@ def stability(
     tables = ("summary", "curve")
     if table not in tables:
         raise ValueError(f"table={table!r} is not one of {listing(tables)}.")
+    if measure is not None and table != "curve":
+        raise ValueError(f"measure={measure!r} chooses rows of the curve. Pass table='curve' with it.")
     found = of(known[table], "source", source)
     return plain(found if table == "summary" else of(found, "measure", measure))
 
@@ -116,8 +118,8 @@ def sweep(
         As in :func:`sae.get.activations`, after `tl.sweep`.
     pareto
         Numbers, two or more, by which the column `pareto` marks the settings that no other beats: is as good as in all of them,
-        and better in one, in the means over seeds. Of `label_auroc`, `truth_best`, `truth_matched`, `truth_found` and `stability` higher is better, of
-        everything else lower. :func:`sae.tl.sweep` describes the columns.
+        and better in one, in the means over its seeds. Of `label_auroc`, `truth_best`, `truth_matched`, `truth_found` and
+        `stability` higher is better, of everything else lower. :func:`sae.tl.sweep` describes the columns.
     key
         Name of the sweep.
 

@@ -34,6 +34,8 @@ PLAIN, FRONT, SEED, MISSING = "#0072B2", "0.4", "0.75", "0.5"
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Of names (Okabe and Ito); numbers run from dark to light."""
 MARKERS = "osD^vPX"
+WIDE = 10
+"""Numbers that differ by more than this factor are coloured by their logarithm."""
 LIGHTEST = 0.85
 """Of viridis: its end is hard to see on white."""
 
@@ -58,7 +60,7 @@ def sweep(
         Columns of :func:`sae.get.sweep`, which says of which of them higher is better. Settings with several seeds are drawn
         at their mean, to which the seeds are joined.
     color
-        A setting, or a measure, to colour the points by.
+        A setting, or a measure, to colour the points by; settings without it are grey.
     key
         Name of the sweep.
     mod
@@ -84,6 +86,7 @@ def sweep(
     >>> runs = sae.tl.sweep(adata, {"n_features": [16, 32], "k": [2, 4], "steps": 50})
     >>> ax = sae.pl.sweep(adata, color="n_features")
     """
+    import matplotlib as mpl
     import matplotlib.pyplot as plt
 
     table = get.sweep(data, pareto=(x, y), key=key, mod=mod)
@@ -102,7 +105,10 @@ def sweep(
     if color is None:
         ax.scatter(settings[x], settings[y], s=SIZE, color=PLAIN, zorder=3)
     elif _is_continuous(settings[color]):
-        points = ax.scatter(settings[x], settings[y], s=SIZE, c=settings[color], cmap="viridis", zorder=3)
+        cmap = mpl.colormaps["viridis"].with_extremes(bad=MISSING)
+        c = settings[color]
+        norm = "log" if 0 < WIDE * c.min() < c.max() else None
+        points = ax.scatter(settings[x], settings[y], s=SIZE, c=c, cmap=cmap, norm=norm, plotnonfinite=True, zorder=3)
         ax.figure.colorbar(points, ax=ax, label=_name(color))
     else:
         for label, rows, style in _groups(settings[color]):

@@ -59,9 +59,10 @@ def match(
     All are signed but the last, and only pairs above 0 are made.
 
     A most similar feature can be found for any, in a large dictionary even a quite similar one. The same matching is therefore made
-    by chance as well: with random directions in place of the decoder of `b`; with the cells of `b` permuted for its activations,
-    and for its signatures, so that what genes have to do with each other stays; with gene sets exchanged between the
-    features of `b`, each keeping as many, and each set its number of features.
+    by chance as well: with random signs for each direction of `b` along the principal axes of all, so that few axes still hold most
+    of them where they did; with the cells of `b` permuted for its activations, and for its signatures, so that what genes have to do
+    with each other stays; with gene sets exchanged between the features of `b`, each keeping as many, and each set its number of
+    features.
 
     Parameters
     ----------
@@ -249,8 +250,7 @@ def _chosen(a: _Side, b: _Side, cells: tuple[np.ndarray, np.ndarray]) -> str:
 
 
 def _decoders(a: _Side, b: _Side) -> _Compared:
-    from ..core.controls import random_directions
-    from ..core.matching import match_vectors
+    from ..core.matching import match_vectors, mirrored
 
     of_a, of_b = _directions(a, b)
     if not _same_representation(a, b):
@@ -264,7 +264,7 @@ def _decoders(a: _Side, b: _Side) -> _Compared:
         of_a,
         of_b,
         match_vectors,
-        lambda rng: random_directions(len(of_b), of_b.shape[1], rng),
+        lambda rng: mirrored(of_b, rng),
         f"{of_a.shape[1]} dimensions",
     )
 
@@ -352,7 +352,8 @@ def _genes(
 
     def centred(active: sparse.csr_matrix, x: Matrix) -> np.ndarray:
         r = signatures(active, x)
-        return r - r.mean(axis=1, keepdims=True)
+        r -= r.mean(axis=1, keepdims=True)
+        return r
 
     return _Compared(
         centred(active, x_shared),

@@ -13,7 +13,7 @@ from .._progress import progress_bar
 
 if TYPE_CHECKING:
     from ..core.autoencoder import Autoencoder
-    from ..core.fitting import Options
+    from ..core.fitting import Options, Plan
     from ..core.preprocess import Scaling
     from ..core.rows import Matrix
     from ..core.stability import Dictionary, Stability
@@ -35,9 +35,10 @@ def stability(
 ) -> None:
     r"""Train the SAE again from other seeds, and tell which of its features come back.
 
-    `n_seeds` further SAEs are trained with the settings of the stored one on the same representation; another seed
-    holds out other cells, starts from other weights and takes the cells in another order. The features of each run are
-    matched one to one to those of the stored SAE, for the highest sum of similarities:
+    `n_seeds` further SAEs are trained with the settings of the stored one (for as many steps, if it ended early) on the
+    same representation; another seed holds out other cells, starts from other weights and takes the cells in another
+    order. The features of each run are matched one to one to those of the stored SAE, for the highest sum of
+    similarities:
 
     * by the cosine of their decoder directions, in the space of training;
     * by the correlation (Pearson) of their activations over all cells.
@@ -46,13 +47,13 @@ def stability(
     left it without one. Features that are active in no cell have no part in it: theirs is NaN.
 
     Any two dictionaries have something in common by chance. The same is therefore computed for dictionaries that
-    learned nothing, as many of them and as wide: of `"random"` directions, uniform on the sphere in the space of
-    training, and of the directions of random `"cells"`, which training starts near. Their activations are coordinates
-    along these directions, above one threshold that gives the L0 of the SAE. Cells of one type are alike, so most of
-    any two such dictionaries can be paired well, only with no say in which cell goes with which. A feature therefore
-    counts as found again in a run when the angle between its decoder direction and its partner's is at most half the
-    angle to the nearest other feature of its own dictionary (or to a right angle, if that is less: the cosine is 0.71
-    or more).
+    learned nothing, as many of them and as wide, dead features included: of `"random"` directions, uniform on the
+    sphere in the space of training, and of the directions of random `"cells"`, which training starts near. Their
+    activations are coordinates along these directions, above one threshold that gives the L0 of the SAE. Cells of one
+    type are alike, so most of any two such dictionaries can be paired well, only with no say in which cell goes with
+    which. A feature therefore counts as found again in a run when the angle between its decoder direction and its
+    partner's is at most half the angle to the nearest other feature of its own dictionary (or to a right angle, if that
+    is less: the cosine is 0.71 or more).
 
     Parameters
     ----------
@@ -66,7 +67,7 @@ def stability(
         Further SAEs to train; each takes as long as `tl.fit` did.
     subsample
         Train each of them on a random share of the cells, such as 0.5, instead of all: are the features those of these
-        cells, or of cells like these? Activations are compared on all cells.
+        cells, or of cells like these? Part of this share is held out, as in `tl.fit`; activations are compared on all cells.
     device
         As in `tl.fit`.
     rng
@@ -101,7 +102,8 @@ def stability(
     KeyError
         There is no SAE of this name, it is not encoded, or its representation is gone.
     ValueError
-        The representation is not the one that the SAE was trained on; a setting out of range.
+        The representation is not the one that the SAE was trained on; a setting out of range; too few cells in a subsample
+        to train on; an SAE of a version of sae that did not keep all settings.
     FloatingPointError
         Training diverged from one of the seeds.
 
@@ -128,7 +130,9 @@ def stability(
     from ..core.preprocess import fit_scaling
     from ..core.seeds import integer_seed
     from ..core.stability import compare, random_dictionaries
+    from ..core.train import choose_device
 
+    choose_device(device)
     _check(n_seeds, subsample)
     held = holder(data, mod)
     features, stored = _schema.table(held, key, "features"), _schema.read(held, key)
@@ -137,6 +141,8 @@ def stability(
     options = replace(options_of(params), device=device)
     seeds = _other_seeds(n_seeds, params["seed"], integer_seed(rng))
 
+    if params.get("ended") == "interrupted":
+        logg.warning(f"{key!r} was interrupted; it is compared with SAEs that finish in its {params['steps']} steps.")
     start = logg.info(f"training {n_seeds} more SAEs like {key!r} on {found.where}")
     scaling = fit_scaling(x, options.preprocess)
     reference = _dictionary(_schema.model(stored), x, scaling)
@@ -166,7 +172,7 @@ def _trained_on(held: Holder, key: str, stored: Mapping[str, Any]) -> Representa
     params, names = stored["params"], stored["weights"].get("input_names", ())
     found = representation(held, params["use_rep"], params["layer"])
     x = columns_in_order(found, names)
-    if x.shape[0] != params["n_obs"] or fingerprint(held, x) != params["fingerprint"]:
+    if x.shape[0] != params["n_obs"] or fingerprint(held, x) != params.get("fingerprint"):
         raise ValueError(
             f"{found.where} ({x.shape[0]} cells) is not what {key!r} was trained on ({params['n_obs']} cells): other cells, "
             f"other names or other values. Run sae.tl.fit(..., key_added={key!r}) and sae.tl.encode on it first."
@@ -189,27 +195,35 @@ def _trained(
     on_step: Callable[[], object],
 ) -> Iterator[Dictionary]:
     from ..core.fitting import fit, plan
-    from ..core.rows import select_rows
 
     for seed in seeds:
-        part = x
-        if subsample is not None:
-            rows = np.random.default_rng(seed).choice(x.shape[0], round(subsample * x.shape[0]), replace=False)
-            part = select_rows(x, np.sort(rows))
-        planned = plan(
-            part, options, seed, where="the random share of the cells" if subsample else "the representation"
-        )
+        planned = plan(x, options, seed) if subsample is None else _plan_subsample(x, options, seed, subsample)
         fitted = fit(planned, on_step=lambda number, record: on_step())
         if fitted.params["ended"] == "interrupted":
             raise KeyboardInterrupt
         yield _dictionary(fitted.autoencoder, x, scaling)
 
 
+def _plan_subsample(x: Matrix, options: Options, seed: int, subsample: float) -> Plan:
+    from ..core.fitting import plan
+    from ..core.rows import select_rows
+
+    n = x.shape[0]
+    rows = np.sort(np.random.default_rng(seed).choice(n, round(subsample * n), replace=False))
+    try:
+        return plan(select_rows(x, rows), options, seed, where="the random share of the cells")
+    except ValueError as error:
+        raise ValueError(
+            f"The SAE cannot be trained on {len(rows)} of {n} cells (subsample={subsample}); choose a larger share. {error}"
+        ) from error
+
+
 def _dictionary(autoencoder: Autoencoder, x: Matrix, scaling: Scaling) -> Dictionary:
     from ..core.preprocess import directions
     from ..core.stability import Dictionary
 
-    return Dictionary(directions(autoencoder.W_dec, scaling.factors), autoencoder.encode(x).activations)
+    rows = directions(autoencoder.W_dec, scaling.factors).astype(np.float32)
+    return Dictionary(rows, autoencoder.encode(x).activations)
 
 
 def _columns(result: Stability) -> dict[str, np.ndarray]:
@@ -257,7 +271,7 @@ def _summary(results: Mapping[str, Stability]) -> pd.DataFrame:
 def _check(n_seeds: int, subsample: float | None) -> None:
     if not isinstance(n_seeds, int | np.integer) or n_seeds < 1:
         raise ValueError(f"n_seeds={n_seeds!r} is not a number of SAEs to train, of 1 or more.")
-    if subsample is not None and not 0 < subsample < 1:
+    if subsample is not None and not (isinstance(subsample, float | np.floating) and 0 < subsample < 1):
         raise ValueError(
-            f"subsample={subsample} is not a share of the cells between 0 and 1. Leave it out to train on all."
+            f"subsample={subsample!r} is not a share of the cells between 0 and 1. Leave it out to train on all."
         )

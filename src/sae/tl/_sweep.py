@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import tempfile
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing, nullcontext
@@ -70,8 +71,9 @@ def sweep(
     n_seeds
         Train each SAE from so many seeds: the integer of `rng` and those that follow.
     n_jobs
-        Processes to train in, -1 for one per CPU. They share the CPUs, or as many as `OMP_NUM_THREADS` says: on the CPU, small
-        SAEs are trained fastest by one process per CPU. Each needs a few seconds to start.
+        Processes to train in, -1 for one per CPU, however many threads `OMP_NUM_THREADS` allows. They share the CPUs, or those
+        threads, and have one each at least: on the CPU, small SAEs are trained fastest by one process per CPU. Each needs a few
+        seconds to start.
     client
         A dask client (`distributed.Client`) to train on instead, or any executor with `submit`.
     path
@@ -103,8 +105,11 @@ def sweep(
       that with features matched one to one, and `truth_found`, the number that has a feature with one above .95;
     * with several seeds, `stability`: the mean cosine of decoder rows matched one to one with those of the setting's other seeds,
       0 for those without a match; features that no cell activates do not count;
-    * `pareto`, whether no other setting has both a lower `l0` and a lower `val_fvu` (or one of them and the same other), in the means
-      over seeds, which hold out different cells; `seconds` of training; and `error`, what went wrong where a run failed.
+    * `pareto`, whether no other setting has both a lower `l0` and a lower `val_fvu`, or one of them lower and the other the same.
+      Settings are compared by the means over their seeds, which hold out different cells, so that the seeds of a setting are
+      marked together; a run that failed is in no mean and never marked, and without held-out cells none is.
+      :func:`sae.get.sweep` marks by other measures;
+    * `seconds` of training; and `error`, what went wrong where a run failed.
 
     Optional columns are left out where no run has them. When interrupted (Ctrl-C), the finished runs are returned and written.
 
@@ -112,6 +117,10 @@ def sweep(
     ------
     KeyError
         The representation, `groupby` or `truth` is not there.
+    PermissionError
+        `path` cannot be written to.
+    TypeError
+        A setting of another type, or a `client` that is none.
     ValueError
         A setting that is not known or out of range, before anything is trained; something else is stored under `key_added`; all
         runs failed; `n_jobs` and `client` with a matrix that other processes cannot open.
@@ -132,10 +141,12 @@ def sweep(
 
     from ..core.seeds import integer_seed
     from ..core.sweep import Evidence, Store, expand
+    from ..core.train import choose_device
 
     held = holder(data, mod)
     _schema.check_sweep_key(key_added, held)
-    _check_counts(n_seeds, n_jobs)
+    _check(n_seeds, n_jobs, client)
+    choose_device(device)
     first = integer_seed(rng)
     runs = expand(grid, range(first, first + n_seeds), device=device)
     evidence = Evidence(
@@ -180,11 +191,13 @@ def sweep(
     return table.reset_index(drop=True)
 
 
-def _check_counts(n_seeds: int, n_jobs: int) -> None:
+def _check(n_seeds: int, n_jobs: int, client: Any) -> None:
     if not isinstance(n_seeds, int | np.integer) or n_seeds < 1:
         raise ValueError(f"n_seeds={n_seeds!r} is not an integer from 1 on.")
     if not isinstance(n_jobs, int | np.integer) or (n_jobs < 1 and n_jobs != -1):
         raise ValueError(f"n_jobs={n_jobs!r} is neither a number of processes nor -1, for one per CPU.")
+    if client is not None and not hasattr(client, "submit"):
+        raise TypeError(f"client={client!r} has no submit(). Pass a distributed.Client, or an executor.")
 
 
 def _records(
@@ -206,6 +219,8 @@ def _records(
         logg.info(f"    {len(records)} of {len(runs)} runs found in {store.folder}")
     if not todo:
         return records, False
+    if not os.access(store.folder, os.W_OK):
+        raise PermissionError(f"The folder path={str(store.folder)!r} cannot be written to. Choose another one.")
     with (
         progress_bar(len(runs), "sweep", "run", shown=progress) as bar,
         closing(_outcomes(todo, found, evidence, n_jobs, client)) as outcomes,
@@ -225,16 +240,17 @@ def _records(
 def _outcomes(
     runs: list[Run], found: Representation, evidence: Evidence, n_jobs: int, client: Any
 ) -> Generator[Any, None, None]:
+    from joblib import cpu_count
+
     from ..core.sources import source_of
     from ..core.sweep import in_processes, in_this_process, on_client
     from ..core.workers import available_threads
 
-    n_threads = available_threads()
-    n_jobs = min(n_threads if n_jobs == -1 else n_jobs, len(runs))
+    n_jobs = min(cpu_count() if n_jobs == -1 else n_jobs, len(runs))
     if client is not None:
         return on_client(source_of(found.matrix, found.where), runs, evidence, client)
     if n_jobs > 1:
-        return in_processes(source_of(found.matrix, found.where), runs, evidence, n_jobs, n_threads)
+        return in_processes(source_of(found.matrix, found.where), runs, evidence, n_jobs, available_threads())
     return in_this_process(found.matrix, runs, evidence)
 
 
