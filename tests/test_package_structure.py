@@ -90,7 +90,9 @@ def test_the_api_is_what_is_promised():
     assert {"activations", "features", "model", "decoder", "genes", "enrichment", "labels"} <= set(sae.get.__all__)
     assert {"immune_markers", "pbmc68k", "simulate_programs", "simulate_small"} <= set(sae.datasets.__all__)
     assert {"read_gmt", "read_go"} <= set(sae.io.__all__)
-    assert {"Autoencoder", "PCA", "SCVI", "MultiDGD", "Geneformer", "Functions", "activations"} <= set(sae.models.__all__)
+    assert {"Autoencoder", "PCA", "SCVI", "MultiDGD", "Geneformer", "Functions", "activations"} <= set(
+        sae.models.__all__
+    )
     for module in (sae, sae.tl, sae.pl, sae.get, sae.io, sae.datasets, sae.models):
         assert module.__all__ == sorted(module.__all__)
 

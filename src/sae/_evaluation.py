@@ -248,7 +248,7 @@ def unsupervised(wanted: Sequence[str], of: Compared) -> Iterator[Source]:
 
     def remarked(found: tuple[np.ndarray, str]) -> np.ndarray:
         if found[1]:
-            logg.warning(f"a baseline: {found[1]}")
+            logg.warning(f"{found[1]}: longer runs of this baseline might score higher.")
         return found[0]
 
     x, x_seen, a, genes, fixed = of.x, of.x_seen, of.learned.a, of.genes, of.fixed
