@@ -231,7 +231,7 @@ def test_enrichment_by_hand(make_adata):
     for key in ("one", "two"):
         sae.tl.fit(adata, n_features=3, k=2, steps=20, key_added=key)
         sae.tl.encode(adata, key=key)
-    for key, has in (("one", ["ab", "cd", ""]), ("two", ["c", "abd", "D"])):
+    for key, has in (("one", ["ab", "cd", ""]), ("two", ["c", "adb", "D"])):
         rows = [
             (f"{key}_{i}", "sets", name.lower(), "down" if name.isupper() else "up", 0.01)
             for i, names in enumerate(has)
