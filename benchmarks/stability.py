@@ -88,6 +88,7 @@ def settings(cells: Cells) -> dict[str, dict]:
         **{f"batch_size × {f:g}": {"batch_size": round(batch * f)} for f in (0.25, 4)},
         "validation=0": {"validation": 0.0},
         "k × 0.5, steps × 4": {"k": max(1, round(k / 2)), "steps": 4 * STEPS},
+        "n_features × 0.5, steps × 4": {"n_features": round(h / 2), "steps": 4 * STEPS},
         "vanilla, l1 × 0.5": {"architecture": "vanilla", "l1": DEFAULT_L1 / 2},
         "vanilla, l1 × 2": {"architecture": "vanilla", "l1": 2 * DEFAULT_L1},
     }

@@ -119,7 +119,8 @@ def fit(
     learning_rate
         Peak rate. By default 0.008 where k is set, else 2e-4 · √(16384 / h).
     steps
-        Gradient steps. By default 2,500 where k is set, else 9 / `learning_rate`; or one pass over the cells if that is more.
+        Gradient steps. By default 2,500 where k is set, else 9 / `learning_rate`; or one pass over the cells if that is more. With
+        more steps, and with fewer features, another seed finds more of them again (:func:`sae.tl.stability`).
     batch_size
         Cells per step. By default 256 below 100,000 cells, 1,024 below a million, else 4,096; never more than the
         training cells.
