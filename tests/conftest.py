@@ -8,6 +8,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import io
+import signal
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,6 +30,13 @@ mudata.set_options(pull_on_update=False)
 
 QUICK = {"n_features": 32, "steps": 150, "progress": False}
 """Enough training on 700 cells for features that mean something."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible():
+    """What a script starts in the background ignores Ctrl-C, and tests that send it would wait for ever."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
