@@ -53,7 +53,7 @@ autosummary_generate = True
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 # Names of unions that hold types which are imported only for type checking.
-autodoc_type_aliases = {"Data": "Data", "Features": "Features", "Net": "Net"}
+autodoc_type_aliases = {"Data": "Data", "Features": "Features", "Net": "Net", "Asked": "Asked"}
 maximum_signature_line_length = 80
 autodoc_member_order = "bysource"
 napoleon_google_docstring = False

@@ -61,9 +61,9 @@ def simulate_programs(
       :math:`X_j = F_j^{-1}(\Phi(\sqrt\rho\, u + \sqrt{1 - \rho}\, e_j))`, with F_j the distribution function of
       Poisson(1 + 0.1 j): the margins stay, and the correlation in a block is a little below ρ;
     * `rare`: some programs are on in a small share of the cells, of any type;
-    * `n_batches`: Y of a cell in batch b is multiplied, gene by gene, by exp(N(0, `batch_sd`²)), drawn once per batch and gene;
+    * `n_batches`: Y of a cell in batch b is multiplied, gene by gene, by exp(N(0, σ²)) with σ = `batch_sd`, drawn once per batch and gene;
     * `noise`: counts with mean μ = s · max(Y, 0) · `depth` / (mean total of max(Y, 0)) and variance μ (`"poisson"`) or
-      μ + `dispersion` μ² (`"nb"`); log s ~ N(−`library_sd`²/2, `library_sd`²) varies between cells, with mean 1.
+      μ + `dispersion` μ² (`"nb"`); log s ~ N(−σ²/2, σ²) with σ = `library_sd`, so that s has the mean 1.
 
     The two graphs, and the factors of batches, are the same for any `n_cells`, and programs for any `noise` and `n_batches`.
 

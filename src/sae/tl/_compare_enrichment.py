@@ -32,7 +32,7 @@ def compare_enrichment(
       p-value P(X ≥ x), X ~ Hypergeometric(N, n_a, n_b);
     * `"spearman"`: rank correlation of the number of features that have each term, over the terms of either side. By
       chance: the features of `b` have other terms, a term in `b` being renamed to any of the N;
-    * `"matched_jaccard"`: features are matched one to one for the highest sum of Jaccard indices |A ∩ B| / |A ∪ B|, of which this is the
+    * `"matched_jaccard"`: features are matched one to one for the highest sum of Jaccard indices :math:`|A ∩ B| / |A ∪ B|`, of which this is the
       mean over the annotated features of the side with fewer. By chance: the features of `b` exchange terms at random, each keeping
       as many, and each term its number of features (Strona et al. 2014, doi:10.1038/ncomms5114). What is above
       that is in which terms go together, not in which are frequent.
