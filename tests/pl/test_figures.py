@@ -8,12 +8,6 @@ import sae
 from sae.pl._titles import set_titles, titles
 
 
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
-
-
 def test_feature_umap_draws_a_titled_panel_per_feature(analysed):
     axes = sae.pl.feature_umap(analysed, ["sae_3", 0])
     assert [ax.get_title().split("\n")[0] for ax in axes] == ["sae_3", "sae_0"]

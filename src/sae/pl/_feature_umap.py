@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import anndata as ad
 
 from .. import get
+from ._style import activation_colors
 from ._titles import titles
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def feature_umap(
         color=names,
         title=titles(data, names, key=key, mod=mod),
         ncols=ncols,
-        cmap=cmap or _activation_colors(),
+        cmap=cmap or activation_colors(),
         size=size,
         vmin=0,
         vmax=vmax,
@@ -97,13 +98,3 @@ def feature_umap(
     for panel in axes if isinstance(axes, list) else [axes]:
         panel.set(xlabel=coordinates.columns[0], ylabel=coordinates.columns[1])
     return axes
-
-
-def _activation_colors() -> Colormap:
-    """Plasma, reversed and begun in grey: dark stands for active, and lightness alone tells the order."""
-    from matplotlib import colormaps
-    from matplotlib.colors import LinearSegmentedColormap
-
-    return LinearSegmentedColormap.from_list(
-        "activation", ["#dfdfdf", *colormaps["plasma"]([0.85, 0.65, 0.45, 0.25, 0.0])]
-    )

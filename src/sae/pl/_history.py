@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .. import get
+from ._style import BLUE, ORANGE, open_frame, panels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +21,6 @@ NAMES = {
     "dead_fraction": "share of dead features",
     "learning_rate": "learning rate",
 }
-TRAINING, HELD_OUT = "#0072B2", "#D55E00"
 
 
 def history(
@@ -64,8 +64,6 @@ def history(
     >>> sae.tl.fit(adata, n_features=32, steps=200)
     >>> ax = sae.pl.history(adata, "fvu")
     """
-    import matplotlib.pyplot as plt
-
     table = get.history(data, key=key, mod=mod)
     chosen = [metrics] if isinstance(metrics, str) else list(metrics)
     if not chosen:
@@ -74,20 +72,19 @@ def history(
     if unknown:
         raise KeyError(f"The history has no {unknown[0]!r}; it has {', '.join(map(repr, table.columns))}.")
     if ax is None:
-        _, grid = plt.subplots(1, len(chosen), figsize=(3.4 * len(chosen), 2.8), squeeze=False, layout="constrained")
-        axes = list(grid[0])
+        axes = panels(len(chosen))
     elif len(chosen) > 1:
         raise ValueError(f"ax= takes one metric, but metrics= has {len(chosen)}. Pass one, or leave ax= out.")
     else:
         axes = [ax]
     for panel, metric in zip(axes, chosen, strict=True):
-        panel.plot(table["step"], table[metric], color=TRAINING, label="training")
+        panel.plot(table["step"], table[metric], color=BLUE, label="training")
         held_out = table.get(f"val_{metric}")
         if held_out is not None and held_out.notna().any():
-            panel.plot(table["step"], held_out, color=HELD_OUT, linestyle="--", label="held out")
+            panel.plot(table["step"], held_out, color=ORANGE, linestyle="--", label="held out")
             panel.legend(frameon=False)
         panel.set(xlabel="step", ylabel=NAMES.get(metric, metric))
         peak = np.nanmax(np.concatenate([[0.0], *(line.get_ydata() for line in panel.lines)]))
         panel.set_ylim(0, 1.08 * peak if peak > 0 else 1)
-        panel.spines[["top", "right"]].set_visible(False)
+        open_frame(panel)
     return axes if len(axes) > 1 else axes[0]

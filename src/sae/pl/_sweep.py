@@ -7,6 +7,7 @@ import pandas as pd
 
 from .. import get
 from ._history import NAMES as OF_TRAINING
+from ._style import BLUE, COLORS, GREY, MARKERS, axes, open_frame, shades
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,17 +28,10 @@ NAMES = OF_TRAINING | {
     "l1": "L1 penalty",
     "l0_weight": "L0 penalty",
 }
-WIDTH, HEIGHT = 3.35, 3.0
-"""Inches: a single column of 85 mm."""
 SIZE = 24
-PLAIN, FRONT, SEED, MISSING = "#0072B2", "0.4", "0.75", "0.5"
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Of names (Okabe and Ito); numbers run from dark to light."""
-MARKERS = "osD^vPX"
+FRONT, SEED = "0.4", "0.75"
 WIDE = 10
 """Numbers that differ by more than this factor are coloured by their logarithm."""
-LIGHTEST = 0.85
-"""Of viridis: its end is hard to see on white."""
 
 
 def sweep(
@@ -87,7 +81,6 @@ def sweep(
     >>> ax = sae.pl.sweep(adata, color="n_features")
     """
     import matplotlib as mpl
-    import matplotlib.pyplot as plt
 
     table = get.sweep(data, pareto=(x, y), key=key, mod=mod)
     if color is not None and color not in table:
@@ -95,17 +88,16 @@ def sweep(
     table = table[table[x].notna() & table[y].notna()]
     if table.empty:
         raise ValueError(f"No run has both {x!r} and {y!r}. Were any cells held out? Choose another x= or y=.")
-    if ax is None:
-        _, ax = plt.subplots(figsize=(WIDTH, HEIGHT), layout="constrained")
+    ax = axes(ax, height=3.0)
     settings = _settings(table)
     front = settings[settings["pareto"]].sort_values(x)
     steps = "pre" if x in get.HIGHER_IS_BETTER else "post"
     ax.plot(front[x], front[y], color=FRONT, linewidth=1, drawstyle=f"steps-{steps}", zorder=1)
     _join_seeds(ax, table, x, y)
     if color is None:
-        ax.scatter(settings[x], settings[y], s=SIZE, color=PLAIN, zorder=3)
+        ax.scatter(settings[x], settings[y], s=SIZE, color=BLUE, zorder=3)
     elif _is_continuous(settings[color]):
-        cmap = mpl.colormaps["viridis"].with_extremes(bad=MISSING)
+        cmap = mpl.colormaps["viridis"].with_extremes(bad=GREY)
         c = settings[color]
         norm = "log" if 0 < WIDE * c.min() < c.max() else None
         points = ax.scatter(settings[x], settings[y], s=SIZE, c=c, cmap=cmap, norm=norm, plotnonfinite=True, zorder=3)
@@ -119,7 +111,7 @@ def sweep(
         )
     ax.set(xlabel=_name(x), ylabel=_name(y))
     ax.margins(0.06)
-    ax.spines[["top", "right"]].set_visible(False)
+    open_frame(ax)
     return ax
 
 
@@ -151,12 +143,9 @@ def _is_continuous(values: pd.Series) -> bool:
 
 def _groups(values: pd.Series) -> list[tuple[str, pd.Series, dict[str, Any]]]:
     """Return a label, the rows and a style for each value of a column, and for rows without one."""
-    import matplotlib as mpl
-
     known = sorted(values.dropna().unique())
     if pd.api.types.is_numeric_dtype(values) and values.dtype != bool:
-        shades = mpl.colormaps["viridis"](np.linspace(0, LIGHTEST, len(known)))
-        styles: list[dict[str, Any]] = [{"color": shade} for shade in shades]
+        styles: list[dict[str, Any]] = [{"color": shade} for shade in shades(len(known))]
     else:
         styles = [{"color": COLORS[i % len(COLORS)], "marker": MARKERS[i % len(MARKERS)]} for i in range(len(known))]
     found = [
@@ -164,5 +153,5 @@ def _groups(values: pd.Series) -> list[tuple[str, pd.Series, dict[str, Any]]]:
         for value, style in zip(known, styles, strict=True)
     ]
     if values.isna().any():
-        found.append(("none", values.isna(), {"color": MISSING}))
+        found.append(("none", values.isna(), {"color": GREY}))
     return found
