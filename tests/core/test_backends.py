@@ -277,7 +277,8 @@ def test_after_calibration_cells_have_k_active_features_on_average(make, backend
     assert counts.std() > 0.5
     W_enc, b_enc = before["W_enc"].astype(np.float64), before["b_enc"]
     largest = -np.sort(-(x @ W_enc.T + b_enc).ravel())
-    assert largest[N * K] * (1 - 1e-5) <= made.threshold <= largest[N * K - 1] * (1 + 1e-5)
+    # Half-way, so that the rounding of another machine moves no cell across it.
+    assert made.threshold == pytest.approx((largest[N * K] + largest[N * K - 1]) / 2, rel=1e-6)
 
 
 @each_backend

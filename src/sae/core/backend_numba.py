@@ -127,11 +127,18 @@ class NumbaBackend:
         return residuals, counts
 
     def calibrate(self, y: np.ndarray) -> None:
-        """Set the threshold at which the rows `y` (n, d) have k active features on average."""
+        """Set the threshold at which the rows `y` (n, d) have k active features on average.
+
+        Half-way between the last that is in and the first that is out, so that rounding on another machine moves neither.
+        """
         self._press(1.0)
         self._allocate(len(y))
         self._refresh(exact=True)
-        self._cut(y, self._blocks(len(y)))
+        blocks = self._blocks(len(y))
+        cut = self._cut(y, blocks)
+        values = self._listed(blocks)
+        if cut > 0:
+            self.threshold = float(values[values > cut].min() + values[values <= cut].max(initial=0)) / 2
         self._allocate(self.settings.batch_size)
 
     def weights(self) -> Arrays:
@@ -264,6 +271,9 @@ class NumbaBackend:
         while (needed := max(self._workers.each(select, blocks))) > self._columns.shape[1]:
             self._make_lists(len(self._columns), needed * 5 // 4)
 
+    def _listed(self, blocks: list[tuple[int, slice]]) -> np.ndarray:
+        return np.concatenate([self._values[b, : self._starts[b, -1]] for b, _ in blocks])
+
     def _cut(self, y: np.ndarray, blocks: list[tuple[int, slice]]) -> np.float32:
         """List candidates, and find the value above which there are k a row on average.
 
@@ -272,7 +282,7 @@ class NumbaBackend:
         wanted = round(len(y) * self._k)
         while True:
             self._list_above(y, blocks, self._search)
-            values = np.concatenate([self._values[b, : self._starts[b, -1]] for b, _ in blocks])
+            values = self._listed(blocks)
             if len(values) >= wanted or self._search == 0:
                 break
             self._search = self._search / 2 if self._search > 1e-6 else 0.0

@@ -85,14 +85,17 @@ class TorchBackend:
 
     @torch.no_grad()
     def calibrate(self, y: np.ndarray) -> None:
-        """Set the threshold at which the rows `y` (n, d) have k active features on average."""
+        """Set the threshold at which the rows `y` (n, d) have k active features on average.
+
+        Half-way between the last that is in and the first that is out, so that rounding on another machine moves neither.
+        """
         k, size = self.settings.k or 1, self.settings.batch_size
         largest = torch.zeros(0, device=self.device)
         for start in range(0, len(y), size):
             found = self._pre_activations(self._load(y[start : start + size])).relu().flatten()
             largest = torch.cat([largest, found[found > 0]])
             largest = largest.topk(min(len(y) * k + 1, len(largest))).values
-        self.threshold = float(largest[-1]) if len(largest) > len(y) * k else 0.0
+        self.threshold = float(largest[-2:].mean()) if len(largest) > len(y) * k else 0.0
 
     def weights(self) -> Arrays:
         """Return the parameters as arrays on the CPU."""
@@ -168,7 +171,7 @@ class TorchBackend:
         if learn:
             wanted = round(n * k)
             largest = pre.detach().flatten().topk(min(wanted + 1, pre.numel())).values
-            self.threshold = float(largest[-1]) if len(largest) > wanted else 0.0
+            self.threshold = float(largest[-2:].mean()) if len(largest) > wanted else 0.0
         return pre * (pre > self.threshold), 0.0
 
     def _gate(self, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
