@@ -9,6 +9,7 @@ defaults; ours draws and scales its batches from the raw matrix within the time 
     pip install -r benchmarks/peers.txt
     python benchmarks/speed.py
     python benchmarks/speed.py --shape small --only ours topk --rounds 3
+    python benchmarks/speed.py --device cuda --shape large huge --only ours plain
 
 Libraries that are not installed are left out.
 """
@@ -40,9 +41,17 @@ from sae.core.preprocess import Scaling, fit_scaling
 from sae.core.rows import shuffled_batches
 from sae.core.train import make_backend
 
-SHAPES = {"small": (20_000, 20, 1_000), "medium": (50_000, 50, 2_048), "large": (20_000, 512, 4_096)}
+SHAPES = {
+    "small": (20_000, 20, 1_000),
+    "medium": (50_000, 50, 2_048),
+    "large": (20_000, 512, 4_096),
+    "huge": (100_000, 512, 16_384),
+}
+ON_CPU = ("small", "medium", "large")
 K, L1, L0, BATCH, THREADS = 32, 1.0, 0.1, 1024, 2
 WARM_UP = 3
+BETWEEN_LOOKS = 10
+"""Steps between two looks at the clock, for which a GPU has to be waited for."""
 LIMIT = "6 products (limit)"
 DISTRIBUTIONS = {"sae_lens": "sae-lens", "dictionary_learning": "dictionary-learning"}
 
@@ -56,13 +65,21 @@ class Data:
     scaling: Scaling
     y: torch.Tensor
     n_features: int
+    device: str
 
 
-def simulate(n: int, d: int, n_features: int) -> Data:
+def simulate(n: int, d: int, n_features: int, device: str) -> Data:
     rng = np.random.default_rng(0)
     x = (rng.standard_normal((n, d)) + rng.standard_normal(d)).astype(np.float32)
     scaling = fit_scaling(x, "standardize")
-    return Data(x, scaling, torch.from_numpy(scaling.transform(x)), n_features)
+    return Data(x, scaling, torch.from_numpy(scaling.transform(x)).to(device), n_features, device)
+
+
+def now(device: str) -> float:
+    """Read the clock when everything that was asked for is done."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def batches(y: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -76,10 +93,12 @@ def timed(step: Callable[[torch.Tensor], object], y: torch.Tensor) -> Contender:
     def run(seconds: float) -> float:
         for _ in range(WARM_UP):
             step(next(feed))
-        n, start, elapsed = 0, time.perf_counter(), 0.0
+        looks = BETWEEN_LOOKS if y.is_cuda else 1
+        n, start, elapsed = 0, now(y.device.type), 0.0
         while elapsed < seconds or n == 0:
-            step(next(feed))
-            n, elapsed = n + 1, time.perf_counter() - start
+            for _ in range(looks):
+                step(next(feed))
+            n, elapsed = n + looks, now(y.device.type) - start
         return n * BATCH / elapsed
 
     return run
@@ -159,7 +178,7 @@ def dictionary_learning(data: Data, *, name: str, **settings: object) -> Contend
         dict_size=data.n_features,
         layer=0,
         lm_name="",
-        device="cpu",
+        device=data.device,
         **settings,
     )
     n = 0
@@ -189,7 +208,7 @@ def ours(data: Data, *, architecture: str) -> Contender:
         steps=1,
         batch_size=BATCH,
         seed=0,
-        device="cpu",
+        device=data.device,
     )
 
     def run(seconds: float) -> float:
@@ -243,10 +262,10 @@ def chosen(only: list[str] | None) -> list[str]:
     ]
 
 
-def measure(shape: str, names: list[str], rounds: int, seconds: float) -> None:
+def measure(shape: str, names: list[str], rounds: int, seconds: float, device: str) -> None:
     n, d, n_features = SHAPES[shape]
     torch.manual_seed(0)
-    data = simulate(n, d, n_features)
+    data = simulate(n, d, n_features, device)
     contenders = {name: CONTENDERS[name](data) for name in names}
     speeds: dict[str, list[float]] = {name: [] for name in names}
     cores: dict[str, list[float]] = {name: [] for name in names}
@@ -267,20 +286,22 @@ def measure(shape: str, names: list[str], rounds: int, seconds: float) -> None:
         spread = f"{min(ratios):.3f} - {max(ratios):.3f}"
         speed, ratio, core = (statistics.median(values) for values in (speeds[name], ratios, cores[name]))
         print(f"{name:<30}{speed:>12,.0f}{ratio:>10.3f}{spread:>18}{core:>7.2f}")
-    if statistics.median(cores[LIMIT]) < 0.9 * THREADS:
+    if device == "cpu" and statistics.median(cores[LIMIT]) < 0.9 * THREADS:
         print(f"The products got less than {THREADS} cores: something else is running, do not trust these ratios.")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--shape", nargs="+", choices=SHAPES, default=list(ON_CPU))
     parser.add_argument("--only", nargs="+", help="contenders with one of these in their name")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=1.5)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     options = parser.parse_args()
     torch.set_num_threads(THREADS)
+    torch.set_default_device(options.device)
     selected = chosen(options.only)
     used = [DISTRIBUTIONS[module] for module in DISTRIBUTIONS if any(name.startswith(module) for name in selected)]
     print(", ".join(f"{package} {importlib.metadata.version(package)}" for package in ("scsae", "torch", *used)))
     for shape_ in options.shape:
-        measure(shape_, selected, options.rounds, options.seconds)
+        measure(shape_, selected, options.rounds, options.seconds, options.device)

@@ -25,8 +25,9 @@ from scipy import sparse
 import sae
 
 matplotlib.use("Agg")
-# What mudata 0.4 does by default; without it every update warns.
-mudata.set_options(pull_on_update=False)
+if hasattr(mudata, "set_options"):
+    # What mudata 0.4 does anyway; before, every update warns without it.
+    mudata.set_options(pull_on_update=False)
 
 QUICK = {"n_features": 32, "steps": 150, "progress": False}
 """Enough training on 700 cells for features that mean something."""
