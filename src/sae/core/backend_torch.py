@@ -171,7 +171,7 @@ class TorchBackend:
         if learn:
             wanted = round(n * k)
             largest = pre.detach().flatten().topk(min(wanted + 1, pre.numel())).values
-            self.threshold = float(largest[-2:].mean()) if len(largest) > wanted else 0.0
+            self.threshold = float(largest[-1]) if len(largest) > wanted else 0.0
         return pre * (pre > self.threshold), 0.0
 
     def _gate(self, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
