@@ -12,6 +12,7 @@ from .. import _schema
 from .._data import Data, Holder, Representation, holder, listing
 from .._design import label_column
 from .._progress import progress_bar
+from .._schema import Features
 from ..core.rows import dense_rows, read_rows, row_blocks
 
 MIN_CELLS = 10
@@ -27,7 +28,7 @@ SOURCES = pd.Index(["before", "after", "control"])
 
 def ablate(
     data: Data,
-    features: _schema.Features = None,
+    features: Features = None,
     *,
     batch: str | None = None,
     groupby: str | Sequence[str] | None = None,

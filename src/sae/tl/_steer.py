@@ -15,6 +15,7 @@ from .._expression import log1p_base, recognised_scale
 from .._genesets import Net, match
 from .._prediction import Decoder, Part
 from .._progress import progress_bar
+from .._schema import Features
 from .._steering import Centres, Cohort, Place, Sets, Tables
 from ..core.controls import Measures, Sample, alike_in_activity, few_of_each, random_directions
 from ..core.neighbours import Reference
@@ -27,7 +28,7 @@ PSEUDOCOUNT = 0.1
 
 def steer(
     data: Data,
-    feature: _schema.Features,
+    feature: Features,
     *,
     model: object,
     intervention: Intervention = "set",
