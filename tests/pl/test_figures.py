@@ -17,6 +17,15 @@ def test_feature_umap_draws_a_titled_panel_per_feature(analysed):
         assert (ax.get_xlabel(), ax.get_ylabel()) == ("UMAP1", "UMAP2")
 
 
+def test_feature_umap_of_a_dead_feature_is_grey(analysed):
+    analysed.obsm["sae"] = analysed.obsm["sae"].copy()
+    analysed.obsm["sae"].data[analysed.obsm["sae"].indices == 1] = 0
+    analysed.obsm["sae"].eliminate_zeros()
+    panels = sae.pl.feature_umap(analysed, [0, 1])
+    assert panels[0].collections[0].get_clim()[1] == pytest.approx(analysed.obsm["sae"].max(axis=0).toarray()[0, 0])
+    assert panels[1].collections[0].get_clim() == (0, 1)
+
+
 def test_feature_umap_takes_any_basis_and_given_axes(analysed):
     _, given = plt.subplots()
     ax = sae.pl.feature_umap(analysed, 1, basis="X_pca", ax=given)

@@ -89,7 +89,8 @@ def feature_umap(
         cmap=cmap or activation_colors(),
         size=size,
         vmin=0,
-        vmax=vmax,
+        # Of a dead feature, 0 would be in the middle of its colours.
+        vmax=[None if active else 1 for active in chosen.X.getnnz(axis=0)] if vmax is None else vmax,
         frameon=frameon,
         hspace=0.3,
         ax=ax,
