@@ -2,7 +2,8 @@
 
 from importlib.metadata import version
 
-from . import datasets, get, io, models, pl, tl
+from . import _accessor, datasets, get, io, models, pl, tl
+from .report import report
 
-__all__ = ["datasets", "get", "io", "models", "pl", "tl"]
+__all__ = ["datasets", "get", "io", "models", "pl", "report", "tl"]
 __version__ = version("scsae")
