@@ -73,6 +73,7 @@ def _analysed(_encoded):
     few = {"baselines": ["pca", "genes"], "n_splits": 1, "n_bootstrap": 50}
     sae.tl.evaluate(adata, "bulk_labels", sae.datasets.immune_markers(), progress=False, **few)
     sae.tl.stability(adata, n_seeds=1, progress=False)
+    sae.tl.feature_map(adata)
     sae.tl.sweep(adata, {"n_features": [16, 32], "steps": 50}, progress=False)
     return adata
 

@@ -7,6 +7,7 @@ def test_demo_writes_everything(tmp_path, capsys):
     main(["--out", str(tmp_path / "out"), "--groupby", "bulk_labels"])
     written = {path.name for path in (tmp_path / "out").iterdir()}
     tables = {"features.csv", "genes.csv", "enrichment.csv", "labels.csv", "history.csv", "summary.csv"}
-    assert written == tables | {"adata.h5ad", "feature_umap.png", "enrichment.png", "history.png"}
+    figures = {"enrichment.png", "feature_card.png", "feature_map.png", "feature_umap.png", "history.png"}
+    assert written == tables | figures | {"adata.h5ad", "report.html"}
     printed = capsys.readouterr().out
     assert all(name in printed for name in ("B cell", "NK cell", "CD16+ monocyte"))

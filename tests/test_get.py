@@ -8,6 +8,7 @@ from scipy import sparse
 
 import sae
 
+PARENTS = pd.DataFrame({"term": ["B cell", "top"], "parent": ["top", None]})
 GETTERS = {
     "activations": sae.get.activations,
     "embedding": sae.get.embedding,
@@ -19,7 +20,15 @@ GETTERS = {
     "enrichment": sae.get.enrichment,
     "labels": sae.get.labels,
     "label_summary": sae.get.label_summary,
+    "label_matrix": lambda data: sae.get.label_matrix(data, "phase"),
+    "by_label": lambda data: sae.get.by_label(data, [0, 1], "phase"),
+    "neighbors": sae.get.neighbors,
+    "modules": sae.get.modules,
+    "term_features": lambda data: sae.get.term_features(data, "b cell"),
+    "parent_terms": lambda data: sae.get.parent_terms(data, PARENTS),
+    "params": sae.get.params,
     "steering": sae.get.steering,
+    "steering_arrows": lambda data: sae.get.steering_arrows(data, "X_pca_ablated"),
     "ablation": sae.get.ablation,
     "perturbation": sae.get.perturbation,
     "metrics": sae.get.metrics,

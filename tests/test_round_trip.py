@@ -25,6 +25,7 @@ VERBS = {
     ),
     "score_labels": lambda data, **where: sae.tl.score_labels(data, "group", order=["a", "b", "c"], **where),
     "score_labels again": lambda data, **where: sae.tl.score_labels(data, "half", **where),
+    "feature_map": lambda data, **where: sae.tl.feature_map(data, n_neighbors=4, **where),
     "perturbation": lambda data, var_mod=None, **where: sae.tl.perturbation(
         data, "group", "a", target={"b": "g3"}, n_permutations=20, var_mod=var_mod, **where
     ),
@@ -73,6 +74,7 @@ def decode(z, data):
 NEED_GENES = ("rank_genes", "enrich", "enrich by ulm", "perturbation", "evaluate")
 NEED_LATENT = ("fit", "sweep")
 GETTERS = (
+    "params",
     "activations",
     "features",
     "model",
@@ -82,6 +84,8 @@ GETTERS = (
     "enrichment",
     "labels",
     "label_summary",
+    "neighbors",
+    "modules",
     "steering",
     "metrics",
     "stability",
@@ -138,7 +142,7 @@ def test_after_every_verb(make_adata, trained_on, through, tmp_path, compare):
         elif isinstance(a, ad.AnnData):
             compare.assert_same(compare.state(a), compare.state(b))
         else:
-            compare.assert_same(vars(a), vars(b))
+            compare.assert_same(*(part if isinstance(part, dict) else vars(part) for part in (a, b)))
     before = kept.obsm["sae"]
     sae.tl.encode(stored)
     compare.assert_same(before, stored.obsm["sae"])

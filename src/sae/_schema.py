@@ -51,6 +51,7 @@ MADE_BY = {
     "genes": "rank_genes", "enrichment": "enrich", "labels": "score_labels", "label_summary": "score_labels",
     "features": "encode", "steering": "steer", "ablation": "ablate",
     "perturbation": "perturbation", "metrics": "evaluate", "stability": "stability",
+    "feature_map": "feature_map",
 }  # fmt: skip
 
 COLUMNS = {"genes": GENES, "enrichment": ENRICHMENT, "labels": LABELS, "label_summary": LABEL_SUMMARY}

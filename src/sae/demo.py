@@ -56,8 +56,11 @@ def main(arguments: list[str] | None = None) -> None:
         sae.tl.name_features(adata, by=("gene set", "genes"))
 
     named = summary(adata, groupby)
-    with _timed("figures and tables"):
-        _draw(adata, list(named.drop_duplicates("gene_set")["feature"].head(N_DRAWN)), out)
+    with _timed("sae.tl.feature_map"):
+        sae.tl.feature_map(adata)
+    with _timed("figures, report and tables"):
+        sae.report(adata, out / "report.html")
+        _draw(adata, list(named.drop_duplicates("gene_set")["feature"].head(N_DRAWN)), groupby, out)
         adata.write_h5ad(out / "adata.h5ad")
         named.to_csv(out / "summary.csv", index=False)
         for name in ("features", "genes", "enrichment", "labels", "history"):
@@ -104,7 +107,7 @@ def _guess_labels(adata: ad.AnnData) -> str | None:
     return None
 
 
-def _draw(adata: ad.AnnData, features: list[str], out: Path) -> None:
+def _draw(adata: ad.AnnData, features: list[str], groupby: str | None, out: Path) -> None:
     import matplotlib
 
     matplotlib.use("agg")
@@ -112,9 +115,13 @@ def _draw(adata: ad.AnnData, features: list[str], out: Path) -> None:
 
     sae.pl.history(adata)
     plt.savefig(out / "history.png", dpi=150)
+    sae.pl.feature_map(adata)
+    plt.savefig(out / "feature_map.png", dpi=150)
     if features:
         sae.pl.enrichment(adata)
         plt.savefig(out / "enrichment.png", dpi=150)
+        sae.pl.feature_card(adata, features[0], groupby=groupby)
+        plt.savefig(out / "feature_card.png", dpi=150)
     basis = next((key for key in ("X_umap", "X_tsne") if key in adata.obsm), None)
     if basis and features:
         sae.pl.feature_umap(adata, features, basis=basis)

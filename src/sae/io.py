@@ -12,7 +12,7 @@ from . import _genesets, _ontology
 from ._data import listing
 from ._ontology import ASPECTS, GENE_COLUMN, RELATIONS, Annotations, Ontology
 
-__all__ = ["read_gmt", "read_go"]
+__all__ = ["read_gmt", "read_go", "read_go_terms"]
 
 
 def read_gmt(path: str | Path) -> pd.DataFrame:
@@ -148,8 +148,7 @@ def read_go(
     >>> net.values.tolist()
     [['myeloid cell differentiation (GO:0030099)', 'GATA1'], ['erythrocyte differentiation (GO:0030218)', 'GATA1']]
     """
-    if aspect is not None and aspect not in ASPECTS.values():
-        raise ValueError(f"aspect={aspect!r} is not one of {listing(ASPECTS.values())}, nor None for all.")
+    _check_aspect(aspect)
     if genes not in GENE_COLUMN:
         raise ValueError(f"genes={genes!r} is neither 'symbol' nor 'id'.")
     ontology = _ontology.read_obo(obo)
@@ -175,6 +174,78 @@ def read_go(
             "Change aspect=, evidence= or exclude_evidence=, or pass another file."
         )
     return _long({_name(term, ontology): sorted(members[term]) for term in wanted})
+
+
+def read_go_terms(
+    obo: str | Path,
+    *,
+    aspect: Literal["P", "F", "C"] | None = "P",
+    relations: Sequence[str] = ("is_a", "part_of"),
+) -> pd.DataFrame:
+    r"""Read the terms of the Gene Ontology, and what lies above each.
+
+    Parameters
+    ----------
+    obo
+        The ontology, such as go-basic.obo; may be gzipped.
+    aspect
+        `"P"` (biological process), `"F"` (molecular function), `"C"` (cellular component), or None for all. Parents of another
+        aspect are left out.
+    relations
+        What leads to a parent; `"regulates"` includes its positive and negative kinds.
+
+    Returns
+    -------
+    A table with a row per term and parent, ordered by id: `term`, `name` (of the term) and `parent`, missing for the top of the
+    ontology. It goes as it is into :func:`sae.get.parent_terms`.
+
+    Raises
+    ------
+    ValueError
+        A line is not OBO, or an option is none of the above.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import sae
+    >>> terms = '''
+    ... [Term]
+    ... id: GO:0008150
+    ... name: biological_process
+    ... namespace: biological_process
+    ...
+    ... [Term]
+    ... id: GO:0008152
+    ... name: metabolic process
+    ... namespace: biological_process
+    ... is_a: GO:0008150 ! biological_process
+    ... '''
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     obo = Path(folder, "go-basic.obo")
+    ...     _ = obo.write_text(terms)
+    ...     parents = sae.io.read_go_terms(obo)
+    >>> parents.values.tolist()
+    [['GO:0008150', 'biological_process', None], ['GO:0008152', 'metabolic process', 'GO:0008150']]
+    """
+    _check_aspect(aspect)
+    ontology = _ontology.read_obo(obo)
+    followed = _several(relations)
+    _check_relations(obo, ontology, followed)
+    above = ontology.parents(followed)
+    rows: list[tuple[str, str, str | None]] = []
+    for term in sorted(ontology.names):
+        if aspect in (None, ontology.aspects[term]):
+            parents = [parent for parent in sorted(above[term]) if aspect in (None, ontology.aspects[parent])]
+            rows += [(term, ontology.names[term], parent) for parent in parents]
+            if not parents:
+                rows.append((term, ontology.names[term], None))
+    return pd.DataFrame(rows, columns=["term", "name", "parent"], dtype=object)
+
+
+def _check_aspect(aspect: str | None) -> None:
+    if aspect is not None and aspect not in ASPECTS.values():
+        raise ValueError(f"aspect={aspect!r} is not one of {listing(ASPECTS.values())}, nor None for all.")
 
 
 def _several(values: Iterable[str]) -> tuple[str, ...]:

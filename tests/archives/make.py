@@ -9,6 +9,8 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
+import anndata as ad
+import h5py
 import numpy as np
 import scanpy as sc
 
@@ -47,9 +49,12 @@ def make(path: Path) -> None:
     few = {"baselines": ["pca", "fastica", "genes", "random_directions"], "n_splits": 2, "n_bootstrap": 50}
     sae.tl.evaluate(adata, "bulk_labels", sae.datasets.immune_markers(), **few, **quiet)
     sae.tl.stability(adata, n_seeds=2, **quiet)
+    sae.tl.feature_map(adata)
     grid = {"n_features": [12, 24, 48], "k": [2, 4, 8], "steps": 100}
     sae.tl.sweep(adata, grid, groupby="bulk_labels", **quiet)
-    adata.write_h5ad(path, compression="gzip")
+    # The newest layout of HDF5 takes a quarter of the space for hundreds of small arrays.
+    with h5py.File(path, "w", libver="latest") as file:
+        ad.io.write_elem(file, "/", adata, dataset_kwargs={"compression": "gzip"})
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from matplotlib.testing.compare import compare_images
 
 ARCHIVE = Path(__file__).parents[1] / "archives" / "schema_1.h5ad"
 PICTURES = Path(__file__).with_name("pictures")
+MADE_WITH = "3.11"
+"""The version of matplotlib, also in constraints.txt: others set text a little differently."""
 DPI = 100
 TOLERANCE = 1.5
 """Root mean square of the difference of pixels, of 255."""
@@ -40,6 +42,11 @@ def archived(_archived):
 @pytest.fixture
 def as_before(tmp_path) -> Callable[[str], None]:
     """Compare the current figure with its picture; `SAE_WRITE_PICTURES=1` makes it the picture instead."""
+
+    if not mpl.__version__.startswith(MADE_WITH + "."):
+        pytest.skip(
+            f"the pictures are of matplotlib {MADE_WITH}, this is {mpl.__version__}; install with -c constraints.txt"
+        )
 
     def check(name: str) -> None:
         expected, actual = PICTURES / f"{name}.png", tmp_path / f"{name}.png"

@@ -5,6 +5,7 @@ from ._compare_enrichment import compare_enrichment
 from ._encode import encode
 from ._enrich import enrich
 from ._evaluate import evaluate
+from ._feature_map import feature_map
 from ._fit import fit
 from ._match import match
 from ._name_features import name_features
@@ -24,6 +25,7 @@ __all__ = [
     "encode",
     "enrich",
     "evaluate",
+    "feature_map",
     "fit",
     "match",
     "name_features",
