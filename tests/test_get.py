@@ -48,6 +48,8 @@ def overwrite(value):
             else:
                 value.iloc[:, i] = np.zeros(len(value), dtype=value[name].dtype)
         value["new"] = 1
+    elif isinstance(value, dict):
+        value.clear()
     elif isinstance(value, ad.AnnData):
         value.X.data[:] = 0
         for slot in (value.obs, value.var):

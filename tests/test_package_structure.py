@@ -21,12 +21,15 @@ PUBLIC = {
     f"{module.__name__.removeprefix('sae.')}.{name}": getattr(module, name)
     for module in (sae.tl, sae.pl, sae.get, sae.io, sae.datasets, sae.models)
     for name in module.__all__
-}
+} | {"report": sae.report}
+ON_TABLES = {"pl.recovery"}
 ON_DATA = {
-    name: function for name, function in PUBLIC.items() if not name.startswith(("datasets.", "io.read_", "models."))
+    name: function
+    for name, function in PUBLIC.items()
+    if not name.startswith(("datasets.", "io.read_", "models.")) and name not in ON_TABLES
 }
 MOST_POSITIONAL = 3
-NAMES_A_REPRESENTATION = {"tl.ablate", "tl.steer", "get.ablation"}
+NAMES_A_REPRESENTATION = {"tl.ablate", "tl.steer", "get.ablation", "pl.steer"}
 """With `key_added=`, which elsewhere names an SAE."""
 OF_SWEEPS = {"tl.sweep", "get.sweep", "pl.sweep"}
 """With keys of sweeps."""
@@ -85,9 +88,26 @@ def test_the_api_is_what_is_promised():
         "sweep",
         "recovery",
         "probe",
+        "feature_map",
     }
     assert verbs <= set(sae.tl.__all__)
-    assert {"activations", "features", "model", "decoder", "genes", "enrichment", "labels"} <= set(sae.get.__all__)
+    figures = {
+        "density",
+        "enrichment",
+        "feature_card",
+        "feature_map",
+        "feature_umap",
+        "genes",
+        "history",
+        "labels",
+        "lineage",
+        "recovery",
+        "stability",
+        "steer",
+        "sweep",
+    }
+    assert figures == set(sae.pl.__all__)
+    assert {"activations", "features", "model", "decoder", "genes", "enrichment", "labels", "neighbors"} <= set(sae.get.__all__)
     assert {"immune_markers", "pbmc68k", "simulate_programs", "simulate_small"} <= set(sae.datasets.__all__)
     assert {"read_gmt", "read_go"} <= set(sae.io.__all__)
     assert {"Autoencoder", "PCA", "SCVI", "MultiDGD", "Geneformer", "Functions", "activations"} <= set(
@@ -216,7 +236,7 @@ ALLOWED = {
 }
 TYPES_FOR_ALL = {"_data", "_schema"}
 """What may also be imported where only the type checker looks."""
-FREE = {"__init__", "demo"}
+FREE = {"__init__", "_accessor", "demo"}
 
 
 def imports(tree: ast.AST, package: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], bool]]:

@@ -1,0 +1,5 @@
+"""One HTML file to browse all features of an SAE."""
+
+from ._report import report
+
+__all__ = ["report"]
