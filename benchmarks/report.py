@@ -66,7 +66,7 @@ def analysed(n_cells: int, n_features: int) -> ad.AnnData:
     # Hardly trained on whitened inputs, features share the cells more evenly than good ones do: the hardest case for a small file.
     untrained = {"architecture": "topk", "preprocess": "whiten", "steps": 1}
     sae.tl.fit(adata, n_features=n_features, k=L0, **untrained, progress=False)
-    sae.tl.encode(adata)
+    sae.tl.encode(adata, progress=False)
     sae.tl.rank_genes(adata, n_genes=20, progress=False)
     sae.tl.enrich(adata, net, collection="random", n_sets=20, n_null=0, progress=False)
     sae.tl.score_labels(adata, "bulk_labels", progress=False)

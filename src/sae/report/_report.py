@@ -26,7 +26,7 @@ def report(
     basis: str | None = None,
     n_genes: int = 15,
     n_sets: int = 10,
-    max_cells: int = 50_000,
+    max_cells: int = 100_000,
 ) -> Path:
     """Write one HTML file to browse all features: a table to search, sort and filter, and a card per feature.
 
