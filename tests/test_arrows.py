@@ -70,6 +70,17 @@ def test_only_cells_that_moved_count(steered):
     assert sae.get.steering_arrows(steered, "X_new", basis="pca", n_grid=4, min_cells=4)["n_cells"].min() >= 4
 
 
+def test_squares_are_those_of_the_whole_embedding(steered):
+    """Not of the cells that moved: these are a few of them, in one square."""
+    places = steered.obsm["X_pca"][:, :2]
+    low, side = places.min(axis=0), np.ptp(places, axis=0).max() / 2
+    square = np.minimum((places - low) // side, 1)
+    some = (square == square[0]).all(axis=1)
+    steer(steered, cells=some)
+    found = sae.get.steering_arrows(steered, "X_new", basis="pca", n_grid=2, min_cells=1)
+    assert found["n_cells"].tolist() == [some.sum()]
+
+
 def test_cells_without_a_place_are_left_out(steered):
     places = steered.obsm["X_pca"][:, :2].copy()
     places[:20] = np.nan
@@ -123,7 +134,7 @@ def test_mudata(make_mudata):
         ({"basis": "umap"}, KeyError, "no 'umap'"),
         ({"basis": "none"}, ValueError, "2 cells have a place on 'none'"),
         ({"n_grid": 0}, ValueError, "n_grid=0 must be 1 or more"),
-        ({"max_cells": -1}, ValueError, "max_cells=-1"),
+        ({"max_cells": 1}, ValueError, "max_cells=1 must be 2 or more"),
         ({"key": "other"}, KeyError, "no SAE 'other'"),
     ],
 )

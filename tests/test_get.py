@@ -84,6 +84,12 @@ def test_values_do_not_share_memory(analysed):
     assert not np.shares_memory(a.obsm["X_umap"], analysed.obsm["X_umap"])
 
 
+def test_an_embedding_of_one_column_is_refused(analysed):
+    analysed.obsm["X_umap"] = analysed.obsm["X_umap"][:, :1]
+    with pytest.raises(ValueError, match=r"has the shape \(700, 1\); two columns are needed"):
+        sae.get.embedding(analysed)
+
+
 def test_activations(analysed):
     a = sae.get.activations(analysed)
     assert isinstance(a.X, sparse.csr_matrix)

@@ -180,7 +180,8 @@ def test_mudata(make_mudata, mod):
         ({"groupby": "nothing"}, ValueError, "has no finite numbers"),
         ({"groupby": "unknown"}, ValueError, "is missing for all cells"),
         ({"donor": "plate"}, KeyError, "no column 'plate'.* donor="),
-        ({"donor": "unknown"}, ValueError, "is missing for 700 of the 700 labelled cells"),
+        ({"donor": "percent_mito"}, ValueError, "is continuous \\(.*\\). Pass a column of names as donor=\\.$"),
+        ({"donor": "unknown"}, ValueError, "is missing for 700 of the 700 cells"),
     ],
 )
 def test_by_label_refuses(analysed, settings, error, message):

@@ -107,7 +107,9 @@ def test_the_api_is_what_is_promised():
         "sweep",
     }
     assert figures == set(sae.pl.__all__)
-    assert {"activations", "features", "model", "decoder", "genes", "enrichment", "labels", "neighbors"} <= set(sae.get.__all__)
+    assert {"activations", "features", "model", "decoder", "genes", "enrichment", "labels", "neighbors"} <= set(
+        sae.get.__all__
+    )
     assert {"immune_markers", "pbmc68k", "simulate_programs", "simulate_small"} <= set(sae.datasets.__all__)
     assert {"read_gmt", "read_go"} <= set(sae.io.__all__)
     assert {"Autoencoder", "PCA", "SCVI", "MultiDGD", "Geneformer", "Functions", "activations"} <= set(
@@ -195,7 +197,7 @@ ALLOWED = {
     "_schema": {"core", "_data", "_genesets"},
     "_data": {"core", "_schema", "_genesets"},
     "_genesets": {"core", "_schema", "_data"},
-    "get": {"_schema", "_data", "core", "get"},
+    "get": {"_schema", "_data", "_design", "core", "get"},
     "_names": {"get", "_schema", "_data"},
     "_ontology": {"_data", "_genesets"},
     "_design": {"_data"},

@@ -27,10 +27,8 @@ def codes(held: Holder, column: str, rows: np.ndarray | slice, argument: str, *,
     """
     values, place = _values(held, column, rows, argument)
     if pd.api.types.is_float_dtype(values):
-        raise ValueError(
-            f"{place} is continuous ({values.dtype}). Pass a column of names, or a continuous one as one of covariates= "
-            "of method='regression'."
-        )
+        other = ", or a continuous one as one of covariates= of method='regression'" if argument == "batch" else ""
+        raise ValueError(f"{place} is continuous ({values.dtype}). Pass a column of names as {argument}={other}.")
     found, names = pd.factorize(values)
     _refuse_many(len(names), place)
     if len(names) < least:
@@ -66,6 +64,20 @@ def label_column(obs: pd.DataFrame, groupby: str, where: str) -> pd.Categorical:
             f"{where}.obs[{groupby!r}] has {found}; a feature can only be told from another label: two are needed."
         )
     return labels
+
+
+def ordered_labels(order: Sequence[str], names: pd.Index, where: str, *, least: int = 1) -> list[str]:
+    """Return labels in the order of a process; refuse too few, some that no cell has, and one that is named twice."""
+    if isinstance(order, str) or len(order) < least:
+        some = "two or more labels" if least == 2 else "labels"
+        raise ValueError(f"order={order!r} is not a list of {some}. {where} has {listing(names)}.")
+    wanted = pd.Index(order).astype(str)
+    unknown = wanted[~wanted.isin(names)]
+    if len(unknown):
+        raise ValueError(f"order= has labels that no cell has: {listing(unknown)}. {where} has {listing(names)}.")
+    if not wanted.is_unique:
+        raise ValueError(f"order= has {listing(wanted[wanted.duplicated()])} more than once. Name each label once.")
+    return wanted.tolist()
 
 
 def design(held: Holder, columns: Sequence[str], rows: np.ndarray | slice) -> np.ndarray:

@@ -196,8 +196,8 @@ def read_go_terms(
 
     Returns
     -------
-    A table with a row per term and parent, ordered by id: `term`, `name` (of the term) and `parent`, missing for the top of the
-    ontology. It goes as it is into :func:`sae.get.parent_terms`.
+    A table with a row per term and parent, ordered by id: `term`, `name` (of the term) and `parent`. A term without a parent, such as
+    the top of the ontology, has one row, where it is missing. The table goes as it is into :func:`sae.get.parent_terms`.
 
     Raises
     ------

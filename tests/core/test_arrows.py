@@ -42,7 +42,7 @@ def test_fewer_cells_than_neighbours():
 def test_averages_by_hand():
     places = np.array([[0.0, 0.0], [0.2, 0.4], [9.9, 0.1], [10.0, 0.3], [5.0, 0.0]])
     shift = np.array([[1.0, 0.0], [3.0, 0.0], [0.0, 2.0], [0.0, -2.0], [7.0, 7.0]])
-    found = averaged(places, shift, np.array([True, False, True, True, False]), n_grid=5, min_cells=2)
+    found = averaged(places, shift, np.array([True, False, True, True, False]), places, n_grid=5, min_cells=2)
     np.testing.assert_allclose(found.place, [[0.1, 0.2], [9.95, 0.2]])
     np.testing.assert_allclose(found.shift, [[2, 0], [0, 0]])
     np.testing.assert_allclose(found.agreement, [1, 0])
@@ -54,12 +54,20 @@ def test_squares_are_square():
     """Along the shorter side there are fewer of them."""
     x, y = np.meshgrid(np.linspace(0, 10, 101), np.linspace(0, 5, 51))
     places = np.column_stack([x.ravel(), y.ravel()])
-    found = averaged(places, np.ones_like(places), np.zeros(len(places), bool), 4, 1)
+    found = averaged(places, np.ones_like(places), np.zeros(len(places), bool), places, 4, 1)
     assert found.n_cells.sum() == len(places)
     np.testing.assert_allclose(np.unique(found.place[:, 0].round(0)).size, 4)
     assert np.unique(found.place[:, 1] // 2.5).size == 2 + (found.place[:, 1] == 5).any()
 
 
 def test_one_place():
-    found = averaged(np.zeros((4, 2)), np.ones((4, 2)), np.ones(4, bool), 20, 1)
+    found = averaged(np.zeros((4, 2)), np.ones((4, 2)), np.ones(4, bool), np.zeros((4, 2)), 20, 1)
     assert found.n_cells.tolist() == [4] and found.agreement[0] == pytest.approx(1)
+
+
+def test_squares_are_those_of_the_whole_picture():
+    """However few cells of it are moved."""
+    picture = np.array([[-5.0, 0.0], [5.0, 10.0]])
+    places = np.array([[0.1, 0.2], [0.9, 0.8], [1.2, 0.1]])
+    found = averaged(places, np.ones((3, 2)), np.zeros(3, bool), picture, 10, 1)
+    np.testing.assert_allclose(found.place, [[0.5, 0.5], [1.2, 0.1]])

@@ -6,6 +6,7 @@ from scipy import sparse, stats
 from sklearn.metrics import jaccard_score
 
 from sae.core import feature_map as core
+from sae.core import similarity
 from sae.core.feature_map import (
     coactivation,
     common_to_modules,
@@ -54,10 +55,10 @@ def correlation(a: sparse.csr_matrix) -> np.ndarray:
     return np.array([[stats.pearsonr(x, y).statistic for y in dense.T] for x in dense.T])
 
 
-@pytest.mark.parametrize("block", [core.BLOCK_VALUES, 40], ids=["one block", "many"])
+@pytest.mark.parametrize("block", [similarity.BLOCK_VALUES, 40], ids=["one block", "many"])
 @pytest.mark.parametrize("k", [1, 4, 50])
 def test_nearest_by_coactivation(k, block, monkeypatch):
-    monkeypatch.setattr(core, "BLOCK_VALUES", block)
+    monkeypatch.setattr(similarity, "BLOCK_VALUES", block)
     a = activations()
     features, alive = coactivation(a)
     assert alive.all()

@@ -9,8 +9,9 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import pearsonr
 from sklearn.metrics import jaccard_score
 
-from sae.core import matching
+from sae.core import matching, similarity
 from sae.core.matching import match_activations, match_sets, match_vectors, mirrored, paired_correlations
+from sae.core.similarity import Vectors
 
 
 @pytest.fixture(params=["all pairs", "nearest"])
@@ -18,7 +19,7 @@ def way(request, monkeypatch):
     """Both ways to the matching, whatever the number of features."""
     monkeypatch.setattr(matching, "FULL_PAIRS", 10**9 if request.param == "all pairs" else 0)
     # More than one block of rows.
-    monkeypatch.setattr(matching, "BLOCK_VALUES", 700)
+    monkeypatch.setattr(similarity, "BLOCK_VALUES", 700)
     return request.param
 
 
@@ -125,7 +126,7 @@ def test_those_left_over_are_matched_among_themselves(monkeypatch):
 
 
 def test_ties_do_not_add_to_the_nearest():
-    same, _ = matching._Vectors.alive(np.ones((200, 2)))
+    same, _ = Vectors.alive(np.ones((200, 2)))
     (rows, _, similarity), _ = matching._nearest(same, same)
     np.testing.assert_array_equal(np.bincount(rows), matching.N_NEAREST)
     np.testing.assert_allclose(similarity, 1)

@@ -71,6 +71,17 @@ def test_idle_features_start_again_along_what_the_reconstruction_of_a_cell_lacks
     np.testing.assert_allclose(weights["W_enc"][restarted], length * weights["W_dec"][restarted], rtol=1e-5)
 
 
+@pytest.mark.parametrize(("share", "length"), [(0.5, 0.5), (2.0, 1.0)])
+def test_new_encoders_are_never_long_enough_to_overshoot(start, share, length):
+    backend, used = start(share=share)
+    y, before = positive_cells(4), decoder(backend)
+    backend.step(y, 10, 0.0)
+    restart_dead(backend, y, 10, 5, used)
+    restarted = changed(before, decoder(backend))
+    assert len(restarted) == 4
+    np.testing.assert_allclose(np.linalg.norm(backend.weights()["W_enc"][restarted], axis=1), length, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("idle", "n_cells", "n_restarted"),
     [

@@ -15,7 +15,7 @@ def test_signatures_are_correlations(layout, monkeypatch):
     a = np.where(rng.random((150, 6)) < 0.3, rng.exponential(size=(150, 6)), 0)
     x = rng.poisson(1, size=(150, 9)).astype(float)
     a[:, 2], x[:, 4], x[:, 5] = 0, 3.3, 0
-    r = signatures(sparse.csr_matrix(a), layout(x))
+    r = signatures(sparse.csr_matrix(a), layout(x), moments.scan(layout(x)).shift)
     with np.errstate(invalid="ignore"):
         expected = np.nan_to_num(np.corrcoef(a.T, x.T)[:6, 6:])
     expected[:, 4] = 0

@@ -71,6 +71,8 @@ def test_refuses(archived):
         KeyError, match=r"no scopes for 'louvain'; there are for 'bulk_labels', 'phase'. Run sae.tl.score"
     ):
         sae.pl.density(archived, groupby="louvain")
+    with pytest.raises(ValueError, match="bins=0 is below 1"):
+        sae.pl.density(archived, bins=0)
     archived.uns["sae"]["features"] = archived.uns["sae"]["features"].assign(dead=True)
     with pytest.raises(ValueError, match="All 24 features are dead"):
         sae.pl.density(archived)

@@ -92,8 +92,10 @@ def test_numbers_with_the_evidence_of_the_name(archived):
     lines = texts(sae.pl.feature_card(archived, 0)["numbers"])
     found = dict(zip(lines[::2], lines[1::2], strict=True))
     assert found["active in"] == f"{row['n_cells']} cells ({100 * row['density']:.2g} %)"
-    assert found["activation"] == f"mean {row['mean'] * 350 / row['n_cells']:.3g}, highest {row['max']:.3g}"
-    assert found["name from"] == row["name_from"]
+    assert (
+        found["activation"] == f"mean {row['mean'] * 350 / row['n_cells']:.3g} where active, highest {row['max']:.3g}"
+    )
+    assert found["named"] == f"by {row['name_from']}"
     assert found["label"] == f"{row['name_label']} (held-out AUROC {row['name_label_auroc']:.2f})"
     assert f"(padj {row['name_gene_set_padj']:.1g})" in found["gene set"]
     assert found["genes"].startswith(row["name_genes"].split(";")[0])

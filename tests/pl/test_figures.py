@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import sae
-from sae.pl._titles import set_titles, titles
+from sae.pl._titles import set_titles, short_labels, titles
 
 
 def test_feature_umap_draws_a_titled_panel_per_feature(analysed):
@@ -32,6 +32,11 @@ def test_feature_umap_takes_any_basis_and_given_axes(analysed):
     assert ax is given
     drawn, expected = np.asarray(ax.collections[0].get_offsets()), analysed.obsm["X_pca"][:, :2]
     np.testing.assert_allclose(np.sort(drawn, axis=0), np.sort(expected, axis=0), rtol=1e-6)
+
+
+def test_feature_umap_refuses_one_axes_for_several_features(analysed):
+    with pytest.raises(ValueError, match="ax= takes one panel, but features= has 2"):
+        sae.pl.feature_umap(analysed, [0, 1], ax=plt.subplots()[1])
 
 
 def test_titles_are_the_names_with_and_without_name_features(analysed):
@@ -69,6 +74,12 @@ def test_long_gene_sets_are_cut_unless_they_would_read_the_same():
     assert set_titles(["B cell", f"{term} (GO:0002478)"]) == ["B cell", short]
     via = f"{term} via MHC class II"
     assert set_titles([f"{term} (GO:0002478)", via]) == [term.capitalize(), "A" + via[1:]]
+
+
+def test_long_labels_are_cut_unless_they_would_read_the_same():
+    long = "a very long label of a subtype of cells"
+    assert short_labels(["B", long]) == ["B", "a very long label of a…"]
+    assert short_labels([long + " 1", long + " 2"]) == [long + " 1", long + " 2"]
 
 
 def test_history_draws_training_and_held_out_cells(analysed):
@@ -128,3 +139,16 @@ def test_enrichment_makes_no_rows_of_redundant_sets(analysed):
 def test_enrichment_without_a_significant_set_says_so(analysed):
     with pytest.raises(ValueError, match="None of these features has a gene set with padj"):
         sae.pl.enrichment(analysed, max_padj=1e-300)
+
+
+def test_mudata(make_mudata):
+    mdata = make_mudata()
+    sae.tl.fit(mdata, "X_pca", mod="rna", n_features=8, steps=30, progress=False)
+    sae.tl.encode(mdata, mod="rna")
+    genes = mdata.mod["rna"].var_names
+    sae.tl.enrich(mdata, {"first": genes[:5].tolist()}, mod="rna", var_mod="rna", min_size=2, progress=False)
+    sae.tl.sweep(mdata, {"n_features": [8, 16], "steps": 10}, mod="rna", progress=False)
+    assert len(sae.pl.feature_umap(mdata, [0, 1], basis="pca", mod="rna")) == 2
+    assert len(sae.pl.history(mdata, "fvu", mod="rna").lines)
+    assert sae.pl.enrichment(mdata, max_padj=1, max_fdr=1, mod="rna").get_yticklabels()
+    assert len(sae.pl.sweep(mdata, "l0", "fvu", mod="rna").collections)

@@ -128,7 +128,7 @@ def test_given_axes(archived):
     for kind in ("rank", "volcano"):
         assert sae.pl.genes(archived, 0, kind=kind, ax=given) is given
     assert not other.has_data()
-    with pytest.raises(ValueError, match="ax= takes one feature, but features= has 2"):
+    with pytest.raises(ValueError, match="ax= takes one panel, but features= has 2"):
         sae.pl.genes(archived, [0, 1], ax=given)
 
 
@@ -163,6 +163,7 @@ def test_mudata(make_mudata):
     ("features", "settings", "error", "message"),
     [
         (0, {"kind": "dots"}, ValueError, "kind='dots' is neither 'rank' nor 'volcano'"),
+        (0, {"n_genes": 0}, ValueError, "n_genes=0 is too few"),
         (0, {"direction": "both"}, ValueError, "direction='both'"),
         ("sae_99", {}, KeyError, "no feature 'sae_99'"),
         (0, {"modality": "atac"}, KeyError, "no results for the modality 'atac'"),

@@ -7,7 +7,6 @@ import pytest
 from scipy.cluster.hierarchy import linkage
 
 import sae
-from sae.pl._labels import short_labels
 
 
 def drawn(ax):
@@ -145,7 +144,6 @@ def test_mudata(make_mudata):
     assert drawn(sae.pl.labels(mdata, mod="rna")).shape == (8, 3)
 
 
-def test_long_labels_are_cut_unless_they_would_read_the_same():
-    long = "a very long label of a subtype of cells"
-    assert short_labels(["B", long]) == ["B", "a very long label of a…"]
-    assert short_labels([long + " 1", long + " 2"]) == [long + " 1", long + " 2"]
+def test_no_features(archived):
+    with pytest.raises(ValueError, match="n_features=0 is below 1"):
+        sae.pl.labels(archived, "phase", n_features=0)

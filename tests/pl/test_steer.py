@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.quiver import Quiver
 
@@ -146,6 +147,19 @@ def test_factors_are_no_activations(plain):
     assert sae.pl.steer(plain, 0, kind="doses").get_xlabel() == "dose"
 
 
+def test_genes_of_the_same_name_are_told_apart_by_modality(plain):
+    """Not added up."""
+    table = plain.uns["sae"]["steering"]["genes"]
+    twin = table[table["gene"] == "a"].assign(change=100.0, modality="adt")
+    both = pd.concat([table.assign(modality="rna"), twin], ignore_index=True)
+    plain.uns["sae"]["steering"]["genes"] = both.astype({"modality": "category"})
+    assert {"a (rna)", "a (adt)", "b"} <= set(names(sae.pl.steer(plain, 0, n_genes=20)))
+    (bar,) = sae.pl.steer(plain, 0, genes=["a (adt)"]).patches
+    assert bar.get_width() == 100
+    assert lines(sae.pl.steer(plain, 0, kind="doses", genes="a (adt)"))["a (adt)"].get_ydata()[-1] == 100
+    assert "a" in names(sae.pl.steer(plain, 0, modality="rna", n_genes=20))
+
+
 # ---- Labels
 
 
@@ -206,6 +220,20 @@ def test_arrows_are_never_longer_than_the_shift(plain):
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["shift"]
 
 
+def test_arrows_where_some_cells_have_no_place(archived):
+    archived.obsm["X_umap"][:5] = np.nan
+    (arrows, *_) = [
+        part
+        for part in sae.pl.steer(archived, 0, kind="arrows", key_added="X_pca_ablated").collections
+        if isinstance(part, Quiver)
+    ]
+    table = sae.get.steering_arrows(archived, "X_pca_ablated", 0)
+    side = np.ptp(archived.obsm["X_umap"][5:], axis=0).max() / 20
+    near = table[table["off_manifold"] <= 0.5]
+    factor = 2.5 * side / np.hypot(table["dx"], table["dy"]).max()
+    np.testing.assert_allclose(arrows.U, factor * near["dx"], rtol=1e-5)
+
+
 def test_arrows_lie_on_the_cells(archived):
     ax = sae.pl.steer(archived, 0, kind="arrows", key_added="X_pca_ablated", basis="X_umap")
     cells = ax.collections[0]
@@ -259,6 +287,7 @@ def test_mudata(make_mudata):
         ({"feature": [0, 1]}, ValueError, "are 2 features"),
         ({"feature": "sae_7"}, KeyError, "sae_7 was not steered; sae_0, sae_1 were"),
         ({"dose": 7}, KeyError, "not steered at dose=7; it was at 0.0, 0.5"),
+        ({"n_genes": 0}, ValueError, "n_genes=0 is below 1"),
         ({"dose": 0}, ValueError, "No gene changes at dose 0 of sae_0"),
         ({"genes": ["a", "z"]}, KeyError, "'z' is not among the 12 genes stored of sae_0 at dose 1"),
         ({"kind": "doses", "genes": ["z"]}, KeyError, "'z' is not among"),

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 
 import sae
+from sae.pl._sweep import _groups
 
 GRID = [
     {"n_features": [12, 16], "k": [2, 4], "steps": 20},
@@ -130,3 +132,10 @@ def test_runs_that_failed_are_left_out(swept):
 def test_bad_input(swept, settings, error, message):
     with pytest.raises(error, match=message):
         sae.pl.sweep(swept, **settings)
+
+
+def test_truth_values_are_no_numbers():
+    """Also where some settings have none, so that the column holds objects."""
+    values = pd.Series([True, False, None], dtype=object)
+    assert [label for label, _, _ in _groups(values)] == ["False", "True", "none"]
+    assert [label for label, _, _ in _groups(pd.Series([2.0, 0.5, np.nan]))] == ["0.5", "2", "none"]

@@ -312,6 +312,52 @@ def test_keys(page, mapped):
     assert opened(page) == found[2]
 
 
+def test_focus_stays_in_the_card_and_goes_back_to_the_table(page, mapped):
+    focused = "() => document.activeElement.id || document.activeElement.tagName"
+    page.locator("#features tbody tr").nth(2).click()
+    assert opened(page) == alive(mapped)[2]
+    outside = "() => document.activeElement !== document.body && !document.querySelector('#card').contains(document.activeElement)"
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        assert not page.evaluate(outside)
+    page.locator("section.similar a").first.click()
+    page.wait_for_function(
+        "name => !document.querySelector('#title').textContent.startsWith(name)", arg=alive(mapped)[2]
+    )
+    assert page.evaluate(focused) == "title"
+    page.keyboard.press("Escape")
+    assert page.evaluate(focused) == "features"
+    page.keyboard.press("End")
+    page.keyboard.press("k")
+    page.keyboard.press("Enter")
+    assert opened(page) == alive(mapped)[-2]
+    page.locator("#next").focus()
+    page.keyboard.press("Enter")
+    assert opened(page) == alive(mapped)[-1] and page.evaluate(focused) == "title", "the button is off"
+    page.locator("#previous").focus()
+    page.keyboard.press("Enter")
+    assert opened(page) == alive(mapped)[-2] and page.evaluate(focused) == "previous"
+
+
+def test_rows_are_numbered_from_the_heading_on(page):
+    assert page.locator("#features tr[aria-rowindex]").evaluate_all("all => all.map(row => row.ariaRowIndex)")[:3] == [
+        "1",
+        "2",
+        "3",
+    ]
+    assert page.locator("#features").get_attribute("aria-rowcount") == "24"
+
+
+def test_infinite_numbers(reader, _archived, tmp_path):
+    adata = _archived.copy()
+    genes = adata.uns["sae"]["genes"]
+    genes.loc[genes.index[genes["feature"] == "sae_7"][:1], ["score", "log2fc"]] = np.inf, -np.inf
+    page = reader.open(report(adata, tmp_path / "page.html"), "#sae_7")
+    page.wait_for_selector("section.genes")
+    row = page.locator("section.genes tbody tr").first.locator("td").all_inner_texts()
+    assert row[1:3] == ["∞", "-∞"]
+
+
 def test_every_control_is_reached_by_tab_and_seen(page):
     reached = set()
     for _ in range(40):
@@ -408,7 +454,7 @@ def test_text_of_the_data_is_text(reader, make_adata, tmp_path):
     groupby = adata.obs.columns[-1]
     adata.var_names = [f"{ENDS}{i}" if i % 2 else f"{HOSTILE}{i}" for i in range(adata.n_vars)]
     adata.obsm["X_umap"] = adata.obsm["X_pca"][:, :2].copy()
-    key = f'{HOSTILE}"'
+    key = f"{HOSTILE}\"%20#?&'ü\\"
     sae.tl.fit(adata, n_features=8, steps=100, key_added=key, progress=False)
     sae.tl.encode(adata, key=key)
     sae.tl.rank_genes(adata, key=key, min_cells=3)
@@ -432,6 +478,9 @@ def test_text_of_the_data_is_text(reader, make_adata, tmp_path):
     assert page.locator("h1").inner_text() == f"Features of {key}"
     page.keyboard.press("Enter")
     page.wait_for_selector("#content canvas")
+    page.reload()
+    page.wait_for_selector("#content canvas")
+    assert page.locator("#title").inner_text().startswith(f"{key}_0")
     text = page.locator("#content").inner_text()
     assert all(hostile in text for hostile in (HOSTILE, f"{ENDS}1", groupby))
     page.locator(".legend select").select_option(groupby)

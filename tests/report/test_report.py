@@ -100,6 +100,52 @@ def test_the_best_gene_set_and_genes_are_significant_and_raised(archived, tmp_pa
         assert [page.text_of(j) for j in page.columns["top_genes"]["values"][i]] == genes
 
 
+def test_short_cards_leave_the_large_table_as_it_is(archived, tmp_path):
+    long, short = (Page(report(archived, tmp_path / "page.html", n_genes=n, n_sets=n)) for n in (15, 1))
+    for name in ("top_genes", "gene_set"):
+        listed = [
+            [page.text_of(i) for i in np.hstack(page.columns[name]["values"]).astype(int)] for page in (long, short)
+        ]
+        assert listed[0] == listed[1]
+
+
+def test_infinite_and_unknown_numbers(archived, tmp_path):
+    genes = archived.uns["sae"]["genes"]
+    first = genes.index[genes["feature"] == "sae_7"]
+    genes.loc[first[:2], "score"] = np.inf
+    genes.loc[first[:1], ["log2fc", "padj"]] = -np.inf, np.nan
+    found = Page(report(archived, tmp_path / "page.html")).rows("Genes up", "sae_7").iloc[:2]
+    largest = np.finfo(float).max
+    assert found["score"].tolist() == [largest, largest]
+    assert found["log2 fc"].iloc[0] == -largest and pd.isna(found["padj"].iloc[0])
+
+
+def test_columns_of_ones_own(archived, tmp_path):
+    archived.uns["sae"]["features"] = archived.uns["sae"]["features"].assign(
+        whole=pd.array([1, None, 3] * 8, dtype="Int64"),
+        flag=pd.array([True, None, False] * 8, dtype="boolean"),
+        part=pd.array([0.5, None, 2] * 8, dtype="Float64"),
+    )
+    page = Page(report(archived, tmp_path / "page.html"))
+    found = {name: page.column(name)[:3] for name in ("whole", "flag", "part")}
+    assert found == {"whole": [1, None, 3], "flag": ["yes", None, "no"], "part": [0.5, None, 2]}
+
+
+def test_labels_that_are_too_many_to_write(archived, tmp_path, monkeypatch):
+    monkeypatch.setattr(_contents, "MOST_NAMED", 5)
+    page = Page(report(archived, tmp_path / "page.html"))
+    assert list(page.main["cells"]["labels"]) == ["phase"]
+    assert page.notices == "Labels of bulk_labels are not written on the maps: there are more than 5."
+    assert {"bulk_labels", "phase"} <= {spec["title"] for spec in page.main["tables"]}
+
+
+def test_one_cell_or_none(archived, tmp_path):
+    page = Page(report(archived[:1].copy(), tmp_path / "page.html"))
+    assert page.main["n_cells"] == page.main["cells"]["n"] == 1
+    with pytest.raises(ValueError, match="There are no cells"):
+        report(archived[:0].copy(), tmp_path / "none.html")
+
+
 @pytest.mark.parametrize("feature", ["sae_0", "sae_7", "sae_20"])
 def test_the_cards_have_the_rows_of_get(archived, tmp_path, feature):
     page = Page(report(archived, tmp_path / "page.html", n_genes=7, n_sets=3))
@@ -202,7 +248,7 @@ def test_before_encode(fitted, tmp_path):
 def test_some_features(archived, tmp_path):
     archived.uns["sae"] = {name: stored for name, stored in archived.uns["sae"].items() if name != "feature_map"}
     page = Page(report(archived, tmp_path / "page.html", features=["sae_7", 2]))
-    assert page.main["names"] == ["sae_7", "sae_2"] and "2 features of 24 were asked for" in page.notices
+    assert page.main["names"] == ["sae_7", "sae_2"] and "2 of 24 features were asked for" in page.notices
     assert page.column("name") == sae.get.features(archived)["name"][["sae_7", "sae_2"]].tolist()
     assert page.rows("Similar features", "sae_7")["feature"].tolist() == ["sae_2"]
     for feature in ("sae_7", "sae_2"):
@@ -244,7 +290,7 @@ def test_cells_without_coordinates(archived, tmp_path, n_missing, decode):
     archived.obsm["X_umap"][:n_missing] = np.nan
     page = Page(report(archived, tmp_path / "page.html"))
     assert page.main["cells"]["n"] == 350 - n_missing
-    assert f"{n_missing} cells without coordinates" in page.notices
+    assert f"{n_missing} of 350 cells have no coordinates" in page.notices
     points = decode.points(page.blobs["points0"], 24)
     assert sum(len(places) for places, _ in points) == archived.obsm["sae"][n_missing:].nnz
 

@@ -412,3 +412,16 @@ def test_rows_of_a_table_without_the_newer_columns_are_kept(encoded):
     table = encoded.uns["sae"]["labels"]
     assert table.loc[table["groupby"] == "bulk_labels", "held_out_auroc"].isna().all()
     assert table.loc[table["groupby"] == "phase", "held_out_auroc"].notna().all()
+
+
+@pytest.mark.parametrize("groupby", ["name", "name_label"])
+def test_columns_that_the_names_of_features_would_overwrite(encoded, groupby):
+    encoded.obs[groupby] = encoded.obs["phase"]
+    with pytest.raises(ValueError, match=f"sae.tl.name_features writes '{groupby}_.*Rename the column"):
+        sae.tl.score_labels(encoded, groupby)
+    assert "labels" not in encoded.uns["sae"]
+    sae.tl.score_labels(encoded, "phase")
+    columns = sae.get.features(encoded).columns
+    sae.tl.name_features(encoded)
+    assert set(columns) <= set(sae.get.features(encoded).columns)
+    assert f"{groupby}_{'label' if groupby == 'name' else 'auroc'}" in sae.get.features(encoded)

@@ -60,13 +60,15 @@ def shifts(
     return there - nearest(before, own)[1], distance > limit
 
 
-def averaged(places: np.ndarray, shift: np.ndarray, outlying: np.ndarray, n_grid: int, min_cells: int) -> Arrows:
-    """Average shifts (n, 2) of cells at places (n, 2) over squares, `n_grid` along the longer side.
+def averaged(
+    places: np.ndarray, shift: np.ndarray, outlying: np.ndarray, picture: np.ndarray, n_grid: int, min_cells: int
+) -> Arrows:
+    """Average shifts (n, 2) of cells at places (n, 2) over squares, `n_grid` along the longer side of a picture of cells (m, 2).
 
     Squares with fewer than `min_cells` cells are left out.
     """
-    low = places.min(axis=0)
-    side = max(float(np.ptp(places, axis=0).max()), np.finfo(np.float64).tiny) / n_grid
+    low = picture.min(axis=0)
+    side = max(float(np.ptp(picture, axis=0).max()), np.finfo(np.float64).tiny) / n_grid
     square = np.minimum((places - low) / side, n_grid - 1).astype(np.int64)
     _, code = np.unique(square, axis=0, return_inverse=True)
     code = code.ravel()

@@ -11,10 +11,9 @@ import numpy as np
 from scipy import sparse
 
 from .enrichment import OverRepresentation, over_representation
-from .matching import BLOCK_VALUES, _Activations, _Features, _Sets, _Vectors
-from .moments import GENES_PER_TASK, ROUNDING
-from .regression import _sums
-from .rows import Matrix, row_blocks, varying_columns
+from .rows import Matrix, varying_columns
+from .signatures import signatures
+from .similarity import Activations, Features, Sets, Vectors, blocks, highest
 
 STEPS = 200
 """Of the walk on the graph that the layout starts from."""
@@ -39,12 +38,12 @@ class Nearest:
     """(m, k), 0 there."""
 
 
-def coactivation(a: Matrix) -> tuple[_Features, np.ndarray]:
+def coactivation(a: Matrix) -> tuple[Features, np.ndarray]:
     """Compare features by Pearson's r of their activations (n, h); mark those that vary, which alone can be compared."""
-    return _Activations.alive(a)
+    return Activations.alive(a)
 
 
-def gene_signatures(a: sparse.csr_matrix, x: Matrix, shift: np.ndarray) -> tuple[_Features, np.ndarray]:
+def gene_signatures(a: sparse.csr_matrix, x: Matrix, shift: np.ndarray) -> tuple[Features, np.ndarray]:
     """Compare features by the cosine of their correlations with every gene; mark those that vary.
 
     With 10,000 features and 20,000 genes this takes 2.4 GB, of which 0.8 GB stay.
@@ -58,35 +57,24 @@ def gene_signatures(a: sparse.csr_matrix, x: Matrix, shift: np.ndarray) -> tuple
     shift
         (g,) of :func:`sae.core.moments.scan`: a value of each gene, which sums are taken about.
     """
-    n = a.shape[0]
     alive = varying_columns(a)
-    active = a[:, alive]
-    h, g = active.shape[1], x.shape[1]
-    sums = _sums(active, np.full((n, 1), n**-0.5), x, shift)
-    mean = sums.products[:, h:]
-    left = sums.gene_squares[:, None] - mean**2
-    scale = np.where(left > ROUNDING * sums.gene_squares[:, None], left, np.inf) ** -0.5
-    signature = np.empty((h, g), dtype=np.float32)
-    for genes in row_blocks(g, GENES_PER_TASK):
-        about_mean = sums.products[genes, :h] - mean[genes] * sums.features_on_basis[:, 0]
-        signature[:, genes] = (about_mean * scale[genes]).T
-    # Each row is r but for a factor, which makes no difference to a cosine.
+    signature = signatures(a[:, alive], x, shift).astype(np.float32, order="C")
     length = np.sqrt(np.einsum("ij,ij->i", signature, signature))
     signature /= np.where(length > 0, length, 1)[:, None]
-    return _Vectors(signature), alive
+    return Vectors(signature), alive
 
 
-def shared_sets(members: sparse.csr_matrix) -> tuple[_Features, np.ndarray]:
+def shared_sets(members: sparse.csr_matrix) -> tuple[Features, np.ndarray]:
     """Compare features by the Jaccard index of what they hold (h, m); mark those that hold anything."""
-    return _Sets.alive(members)
+    return Sets.alive(members)
 
 
-def directions(vectors: np.ndarray) -> tuple[_Features, np.ndarray]:
+def directions(vectors: np.ndarray) -> tuple[Features, np.ndarray]:
     """Compare features by the cosine of vectors (h, d); mark those that are not zero."""
-    return _Vectors.alive(vectors)
+    return Vectors.alive(vectors)
 
 
-def nearest(features: _Features, k: int) -> Nearest:
+def nearest(features: Features, k: int) -> Nearest:
     """Find the k nearest others of each feature, of those with a similarity above 0, looking at all pairs in blocks.
 
     Of several that are equally similar, the first ones are taken.
@@ -94,18 +82,13 @@ def nearest(features: _Features, k: int) -> Nearest:
     m = len(features)
     k = max(min(k, m - 1), 0)
     found = Nearest(np.full((m, k), -1), np.zeros((m, k)))
-    for rows in row_blocks(m if k else 0, max(1, BLOCK_VALUES // max(m, 1))):
-        block = features.similarity(rows, features)
+    if k == 0:
+        return found
+    for rows, block in blocks(features, features):
         block[np.arange(len(block)), np.arange(rows.start, rows.stop)] = -np.inf
-        # Many times faster than argpartition.
-        cut = np.partition(block, m - k, axis=1)[:, m - k]
-        listed, columns = np.nonzero((block >= cut[:, None]) & (block > 0))
-        similarity = block[listed, columns]
-        order = np.lexsort((-similarity, listed))
-        place = np.arange(len(order)) - np.searchsorted(listed, listed)
-        order, place = order[place < k], place[place < k]
-        found.index[rows.start + listed[order], place] = columns[order]
-        found.similarity[rows.start + listed[order], place] = similarity[order]
+        listed, columns, similarity, place = highest(block, k)
+        found.index[rows.start + listed, place] = columns
+        found.similarity[rows.start + listed, place] = similarity
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, Self, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from scipy import sparse
@@ -12,16 +12,13 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
 from .controls import random_directions
-from .rows import Matrix, row_blocks, varying_columns
+from .rows import Matrix
+from .similarity import Activations, Features, Sets, Vectors, blocks, highest
 
 FULL_PAIRS = 4_200_000
 """Up to this many pairs of features (2,048 × 2,048) all are looked at."""
 N_NEAREST = 32
 """Of each feature, above that."""
-BLOCK_VALUES = 8_000_000
-"""Similarities held at a time (64 MB), above that."""
-DENSE_SHARE = 0.01
-"""Share of the products of two activations that are not zero above which dense arithmetic is the faster one."""
 
 Pairs: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Rows, columns, and their similarities."""
@@ -71,7 +68,7 @@ def match_vectors(a: np.ndarray, b: np.ndarray) -> Matching:
     """
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
         raise ValueError(f"The vectors are {a.shape} and {b.shape}; expected matrices with the same number of columns.")
-    (left, alive_a), (right, alive_b) = _Vectors.alive(a), _Vectors.alive(b)
+    (left, alive_a), (right, alive_b) = Vectors.alive(a), Vectors.alive(b)
     return _match(left, right, alive_a, alive_b)
 
 
@@ -84,7 +81,7 @@ def match_activations(a: Matrix, b: Matrix) -> Matching:
         (n, h_a) and (n, h_b), CSR or dense, of the same cells.
     """
     _check_cells(a, b)
-    (left, alive_a), (right, alive_b) = _Activations.alive(a), _Activations.alive(b)
+    (left, alive_a), (right, alive_b) = Activations.alive(a), Activations.alive(b)
     return _match(left, right, alive_a, alive_b)
 
 
@@ -98,14 +95,14 @@ def match_sets(a: sparse.csr_matrix, b: sparse.csr_matrix) -> Matching:
     """
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"The sets are {a.shape} and {b.shape}; expected the same number of possible members.")
-    (left, alive_a), (right, alive_b) = _Sets.alive(a), _Sets.alive(b)
+    (left, alive_a), (right, alive_b) = Sets.alive(a), Sets.alive(b)
     return _match(left, right, alive_a, alive_b)
 
 
 def paired_correlations(a: Matrix, b: Matrix, columns_a: np.ndarray, columns_b: np.ndarray) -> np.ndarray:
     """Return Pearson's r of given pairs of columns of a (n, h_a) and b (n, h_b); NaN where one of them is constant."""
     _check_cells(a, b)
-    (left, alive_a), (right, alive_b) = _Activations.alive(a), _Activations.alive(b)
+    (left, alive_a), (right, alive_b) = Activations.alive(a), Activations.alive(b)
     r = np.full(len(columns_a), np.nan)
     known = np.flatnonzero(alive_a[columns_a] & alive_b[columns_b])
     mine = left.take((np.cumsum(alive_a) - 1)[columns_a[known]])
@@ -131,122 +128,12 @@ def mirrored(vectors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return (along * rng.choice([-1.0, 1.0], size=along.shape)) @ axes.T
 
 
-class _Features(Protocol):
-    """Features that are alive, with what it takes to compare them with others of their kind."""
-
-    def __len__(self) -> int: ...
-
-    def take(self, chosen: np.ndarray) -> Self:
-        """Select some features."""
-
-    def similarity(self, rows: slice, other: Self) -> np.ndarray:
-        """Compare some features (r) with all others (h): (r, h)."""
-
-
-@dataclass(frozen=True)
-class _Vectors:
-    """Rows of length 1, (h, m)."""
-
-    unit: np.ndarray
-
-    @classmethod
-    def alive(cls, x: np.ndarray) -> tuple[Self, np.ndarray]:
-        x = np.asarray(x, dtype=np.float64)
-        if not np.isfinite(x).all():
-            raise ValueError(f"{(~np.isfinite(x)).sum()} values of the vectors are not finite.")
-        length = np.linalg.norm(x, axis=1)
-        alive = length > 0
-        return cls(x[alive] / length[alive, None]), alive
-
-    def __len__(self) -> int:
-        return len(self.unit)
-
-    def take(self, chosen: np.ndarray) -> Self:
-        return type(self)(self.unit[chosen])
-
-    def similarity(self, rows: slice, other: Self) -> np.ndarray:
-        return self.unit[rows] @ other.unit.T
-
-
-@dataclass(frozen=True)
-class _Activations:
-    """Columns a / √Σ(a − ā)², stored both ways, and √n ā on the same scale."""
-
-    by_cell: sparse.csr_matrix
-    by_feature: sparse.csr_matrix
-    centre: np.ndarray
-
-    @classmethod
-    def alive(cls, a: Matrix) -> tuple[Self, np.ndarray]:
-        a = sparse.csr_matrix(a, dtype=np.float64)
-        if not np.isfinite(a.data).all():
-            raise ValueError(f"{(~np.isfinite(a.data)).sum()} activations are not finite.")
-        alive = varying_columns(a)
-        a = a[:, alive]
-        n, h = a.shape
-        mean = np.bincount(a.indices, weights=a.data, minlength=h) / max(n, 1)
-        squares = np.bincount(a.indices, weights=np.square(a.data - mean[a.indices]), minlength=h)
-        length = np.sqrt(squares + (n - a.getnnz(axis=0)) * mean**2)
-        scaled = sparse.csr_matrix((a.data / length[a.indices], a.indices, a.indptr), shape=a.shape)
-        return cls(scaled, scaled.T.tocsr(), np.sqrt(n) * mean / length), alive
-
-    def __len__(self) -> int:
-        return len(self.centre)
-
-    def take(self, chosen: np.ndarray) -> Self:
-        return type(self)(self.by_cell[:, chosen], self.by_feature[chosen], self.centre[chosen])
-
-    def similarity(self, rows: slice, other: Self) -> np.ndarray:
-        mine = self.by_feature[rows]
-        n, h = other.by_cell.shape
-        n_products = mine.getnnz(axis=0) @ other.by_cell.getnnz(axis=1).astype(np.float64)
-        if n_products > DENSE_SHARE * n * h * mine.shape[0]:
-            r = _dense_product(mine, other.by_cell)
-        else:
-            r = (mine @ other.by_cell).toarray()
-        r -= np.outer(self.centre[rows], other.centre)
-        return np.clip(r, -1, 1, out=r)
-
-
-@dataclass(frozen=True)
-class _Sets:
-    """Members (h, m), each 1."""
-
-    members: sparse.csr_matrix
-
-    @classmethod
-    def alive(cls, members: sparse.csr_matrix) -> tuple[Self, np.ndarray]:
-        marked = sparse.csr_matrix((np.ones(members.nnz), members.indices, members.indptr), shape=members.shape)
-        alive = marked.getnnz(axis=1) > 0
-        return cls(marked[alive]), alive
-
-    def __len__(self) -> int:
-        return self.members.shape[0]
-
-    def take(self, chosen: np.ndarray) -> Self:
-        return type(self)(self.members[chosen])
-
-    def similarity(self, rows: slice, other: Self) -> np.ndarray:
-        mine = self.members[rows]
-        shared = (mine @ other.members.T).toarray()
-        return shared / (mine.getnnz(axis=1)[:, None] + other.members.getnnz(axis=1) - shared)
-
-
 def _check_cells(a: Matrix, b: Matrix) -> None:
     if a.shape[0] != b.shape[0]:
         raise ValueError(f"The activations are of {a.shape[0]} and {b.shape[0]} cells; expected the same cells.")
 
 
-def _dense_product(a: sparse.csr_matrix, b: sparse.csr_matrix) -> np.ndarray:
-    """Return a (r, n) @ b (n, h) in blocks of the n."""
-    columns = a.tocsc()
-    product = np.zeros((a.shape[0], b.shape[1]))
-    for cells in row_blocks(b.shape[0], max(1, BLOCK_VALUES // max(*product.shape, 1))):
-        product += columns[:, cells].toarray() @ b[cells].toarray()
-    return product
-
-
-def _match(a: _Features, b: _Features, alive_a: np.ndarray, alive_b: np.ndarray) -> Matching:
+def _match(a: Features, b: Features, alive_a: np.ndarray, alive_b: np.ndarray) -> Matching:
     """Match the features that are alive, and number them among all."""
     numbers_a, numbers_b = np.flatnonzero(alive_a), np.flatnonzero(alive_b)
     partner, similarity = np.full(len(alive_a), -1), np.full(len(alive_a), np.nan)
@@ -260,11 +147,11 @@ def _match(a: _Features, b: _Features, alive_a: np.ndarray, alive_b: np.ndarray)
     return Matching(partner, similarity, best, nearest, best_b, nearest_b)
 
 
-def _solver(a: _Features, b: _Features) -> Callable[[_Features, _Features], tuple[Pairs, Closest, Closest]]:
+def _solver(a: Features, b: Features) -> Callable[[Features, Features], tuple[Pairs, Closest, Closest]]:
     return _among_all if len(a) * len(b) <= FULL_PAIRS else _among_nearest
 
 
-def _among_all(a: _Features, b: _Features) -> tuple[Pairs, Closest, Closest]:
+def _among_all(a: Features, b: Features) -> tuple[Pairs, Closest, Closest]:
     similarity = a.similarity(slice(0, len(a)), b)
     rows, columns = linear_sum_assignment(np.maximum(similarity, 0), maximize=True)
     found = similarity[rows, columns]
@@ -272,7 +159,7 @@ def _among_all(a: _Features, b: _Features) -> tuple[Pairs, Closest, Closest]:
     return (rows[found > 0], columns[found > 0], found[found > 0]), closest, closest_b
 
 
-def _among_nearest(a: _Features, b: _Features) -> tuple[Pairs, Closest, Closest]:
+def _among_nearest(a: Features, b: Features) -> tuple[Pairs, Closest, Closest]:
     of_a, closest = _nearest(a, b)
     of_b, closest_b = _nearest(b, a)
     rows, columns, found = _assign(len(a), len(b), of_a, of_b)
@@ -298,21 +185,14 @@ def _assign(h_a: int, h_b: int, of_a: Pairs, of_b: Pairs) -> Pairs:
     return matched, partner, found[np.searchsorted(number, matched * h_b + partner)]
 
 
-def _nearest(a: _Features, b: _Features) -> tuple[Pairs, Closest]:
+def _nearest(a: Features, b: Features) -> tuple[Pairs, Closest]:
     """Return of each feature of a the most similar ones of b whose similarity is above 0, and the closest whatever it is."""
     n_nearest = min(N_NEAREST, len(b))
     closest, value, pairs = np.empty(len(a), dtype=np.int64), np.empty(len(a)), []
-    for rows in row_blocks(len(a), max(1, BLOCK_VALUES // len(b))):
-        block = a.similarity(rows, b)
+    for rows, block in blocks(a, b):
         closest[rows] = block.argmax(axis=1)
         value[rows] = block[np.arange(len(block)), closest[rows]]
-        # Many times faster than argpartition.
-        cut = np.partition(block, len(b) - n_nearest, axis=1)[:, len(b) - n_nearest]
-        listed, columns = np.nonzero((block >= cut[:, None]) & (block > 0))
-        found = block[listed, columns]
-        order = np.lexsort((-found, listed))
-        place = np.arange(len(order)) - np.searchsorted(listed, listed)
-        order = order[place < n_nearest]
-        pairs.append((rows.start + listed[order], columns[order], found[order]))
+        listed, columns, found, _ = highest(block, n_nearest)
+        pairs.append((rows.start + listed, columns, found))
     of_a, of_b, similarity = (np.concatenate(part) for part in zip(*pairs, strict=True))
     return (of_a, of_b, similarity), (closest, value)

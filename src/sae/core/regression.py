@@ -130,7 +130,7 @@ class _Fit:
         n_active, total = a.getnnz(axis=0), np.bincount(a.indices, a.data, minlength=f)
         self._mean, self._mean_active = total / n, total / n_active
         self._lowest = a.min(axis=0).toarray().ravel()
-        sums = _sums(a, basis, x, genes.shift)
+        sums = cross_products(a, basis, x, genes.shift)
         self._products, on_basis = sums.products[:, :f], sums.products[:, f:]
         self._genes_on_basis = np.ascontiguousarray(on_basis.T)
         self._features_on_basis = sums.features_on_basis
@@ -160,7 +160,7 @@ class _Fit:
 
 
 @dataclass(frozen=True)
-class _Sums:
+class CrossProducts:
     """Over all cells, expression less its shift; f features, g genes, a basis of r vectors."""
 
     products: np.ndarray
@@ -173,10 +173,10 @@ class _Sums:
     feature_squares: np.ndarray
 
 
-def _sums(a: sparse.csr_matrix, basis: np.ndarray, x: Matrix, shift: np.ndarray) -> _Sums:
+def cross_products(a: sparse.csr_matrix, basis: np.ndarray, x: Matrix, shift: np.ndarray) -> CrossProducts:
     """Read the cells once; every gene is added up by one thread, in their order."""
     f, r, g = a.shape[1], basis.shape[1], x.shape[1]
-    sums = _Sums(np.zeros((g, f + r)), np.zeros(g), np.zeros(g), np.zeros((f, r)), np.zeros(f))
+    sums = CrossProducts(np.zeros((g, f + r)), np.zeros(g), np.zeros(g), np.zeros((f, r)), np.zeros(f))
     workers = Workers(available_threads())
     try:
         for rows, part in chunks(x):

@@ -10,6 +10,8 @@ from .initial import unit
 N_RESTARTS, RESTART_EVERY, RESTART_UNTIL = 50, 50, 0.8
 RESTART_SHARE, WORTH_A_RESTART = 10, 0.01
 RESTART_LENGTH, RESTART_LENGTH_PENALISED = 1.0, 0.2
+LONGEST = 1.0
+"""Encoder of a feature that starts again: one that is longer overshoots, which it and others then chase with longer ones."""
 
 
 def restart_steps(settings: Settings, idle: int) -> range:
@@ -23,8 +25,8 @@ def restart_steps(settings: Settings, idle: int) -> range:
 def restart_dead(backend: Backend, y: np.ndarray, step: int, idle: int, settings: Settings) -> None:
     """Point features that were idle for `idle` steps at what is missing in the reconstruction of random cells of `y` (n, d).
 
-    At most a tenth of all features at a time, those idle longest first. Their encoders get the mean length of the others,
-    or a fifth of it where a penalty has to hold them down (Bricken et al. 2023). Where almost nothing is missing, spare
+    At most a tenth of all features at a time, those idle longest first. Their encoders get the mean length of the others, but
+    at most 1, or a fifth of it where a penalty has to hold them down (Bricken et al. 2023). Where almost nothing is missing, spare
     features stay dead.
     """
     dead = np.flatnonzero(step - backend.last_fired >= idle)
@@ -39,4 +41,5 @@ def restart_dead(backend: Backend, y: np.ndarray, step: int, idle: int, settings
     rng = np.random.default_rng([settings.seed, step])
     missing = -residuals[rng.choice(len(y), len(dead), replace=False)]
     length = RESTART_LENGTH if settings.k is not None else RESTART_LENGTH_PENALISED
-    backend.restart(dead, unit(missing), length * float(lengths.mean() if len(lengths) else 1.0))
+    usual = min(float(lengths.mean()), LONGEST) if len(lengths) else LONGEST
+    backend.restart(dead, unit(missing), length * usual)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import numpy as np
 from scipy import sparse
 
-from .moments import ROUNDING, chunks
+from .moments import ROUNDING
+from .regression import cross_products
 from .rows import Matrix
 
 
-def signatures(a: sparse.csr_matrix, x: Matrix) -> np.ndarray:
+def signatures(a: sparse.csr_matrix, x: Matrix, shift: np.ndarray) -> np.ndarray:
     """Pearson's r (h, g) of each feature's activation with each gene's expression; 0 where either is constant.
-
-    Computed in float64 from sums over the cells, which are read in chunks.
 
     Parameters
     ----------
@@ -20,31 +19,22 @@ def signatures(a: sparse.csr_matrix, x: Matrix) -> np.ndarray:
         (n, h).
     x
         (n, g), dense or sparse, in memory or read by rows.
+    shift
+        (g,) of :func:`sae.core.moments.scan`: a value of each gene, which sums are taken about.
     """
     n, h = a.shape
-    a = sparse.csr_matrix(a, dtype=np.float64)
-    products, total, squares = np.zeros((h, x.shape[1])), np.zeros(x.shape[1]), np.zeros(x.shape[1])
-    for rows, part in chunks(x):
-        expressed = sparse.csr_matrix(part, dtype=np.float64) if sparse.issparse(part) else part
-        added = a[rows].T @ expressed
-        products += added.toarray() if sparse.issparse(added) else added
-        total += np.asarray(expressed.sum(axis=0)).ravel()
-        squared = expressed.multiply(expressed) if sparse.issparse(expressed) else np.square(expressed)
-        squares += np.asarray(squared.sum(axis=0)).ravel()
-    activity = np.bincount(a.indices, weights=a.data, minlength=h)
-    of_features = _about_mean(activity, np.bincount(a.indices, weights=np.square(a.data), minlength=h), n)
-    per_feature, per_gene = _inverse_root(of_features), _inverse_root(_about_mean(total, squares, n))
-    for row, r in enumerate(products):  # In place: with 16,384 features and 20,000 genes this matrix has 2.6 GB.
-        r -= activity[row] / n * total
-        r *= per_feature[row] * per_gene
-    return np.clip(products, -1, 1, out=products)
+    sums = cross_products(a, np.full((n, 1), n**-0.5), x, shift)
+    # In place: with 16,384 features and 20,000 genes this matrix has 2.6 GB.
+    r, of_genes, of_features = sums.products[:, :h], sums.products[:, h], sums.features_on_basis[:, 0]
+    per_feature = _inverse_root(sums.feature_squares, of_features)
+    per_gene = _inverse_root(sums.gene_squares, of_genes)
+    for gene, row in enumerate(r):
+        row -= of_genes[gene] * of_features
+        row *= per_gene[gene] * per_feature
+    return np.clip(r, -1, 1, out=r).T
 
 
-def _about_mean(total: np.ndarray, squares: np.ndarray, n: int) -> np.ndarray:
-    """Return Σ(x − x̄)² from Σx and Σx²; exactly 0 where rounding is all that is left."""
-    centred = squares - total**2 / n
-    return np.where(centred > ROUNDING * squares, centred, 0)
-
-
-def _inverse_root(squares: np.ndarray) -> np.ndarray:
-    return np.divide(1, np.sqrt(squares), out=np.zeros_like(squares), where=squares > 0)
+def _inverse_root(squares: np.ndarray, on_mean: np.ndarray) -> np.ndarray:
+    """Return 1 / √Σ(x − x̄)² from Σx² and √n x̄; 0 where rounding is all that is left of the sum."""
+    centred = squares - on_mean**2
+    return np.where(centred > ROUNDING * squares, centred, np.inf) ** -0.5

@@ -89,8 +89,9 @@ def steering_arrows(
 
     given = {"n_neighbors": n_neighbors, "n_grid": n_grid, "min_cells": min_cells, "max_cells": max_cells}
     for name, value in given.items():
-        if value < 1:
-            raise ValueError(f"{name}={value} must be 1 or more.")
+        least = 2 if name == "max_cells" else 1
+        if value < least:
+            raise ValueError(f"{name}={value} must be {least} or more.")
     held = holder(data, mod)
     latent = _schema.latent(held, key).matrix
     steered = _steered(held, key_added, latent.shape)
@@ -115,7 +116,7 @@ def steering_arrows(
     own = np.where(real[own] == known[moved], own, -1)
     reference = z[np.searchsorted(known, real)]
     shift, outlying = shifts(reference, places[real], z[moved], new[moved], own, n_neighbors)
-    found = averaged(places[known[moved]], shift, outlying, n_grid, min_cells)
+    found = averaged(places[known[moved]], shift, outlying, places[known], n_grid, min_cells)
     return pd.DataFrame(
         {
             "x": found.place[:, 0],

@@ -74,6 +74,8 @@ def embedding(data: Data, basis: str = "umap", *, mod: str | None = None) -> pd.
     ------
     KeyError
         There is no such embedding.
+    ValueError
+        It has fewer than two columns.
 
     Examples
     --------
@@ -88,6 +90,13 @@ def embedding(data: Data, basis: str = "umap", *, mod: str | None = None) -> pd.
         raise KeyError(
             f"{held.where}.obsm has no {basis!r} or 'X_{basis}'; it has {listing(keys)}. Pass one as basis=."
         )
+    coordinates = np.asarray(held.data.obsm[found])
+    if coordinates.ndim != 2 or coordinates.shape[1] < 2:
+        raise ValueError(
+            f"{held.where}.obsm[{found!r}] has the shape {coordinates.shape}; two columns are needed to plot on. "
+            "Pass another basis=."
+        )
     name = found.removeprefix("X_").upper()
-    coordinates = np.asarray(held.data.obsm[found])[:, :2].copy()
-    return pd.DataFrame(coordinates, index=held.data.obs_names, columns=[f"{name}{i + 1}" for i in range(2)])
+    return pd.DataFrame(
+        coordinates[:, :2].copy(), index=held.data.obs_names, columns=[f"{name}{i + 1}" for i in range(2)]
+    )

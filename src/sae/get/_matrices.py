@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from .. import _schema
+from .. import _design, _schema
 from .._data import Data, Holder, holder, listing
 from .._schema import Features
 from ._rows import of, rows_of
@@ -116,7 +116,7 @@ def by_label(
     KeyError
         There are no activations, or no such feature or column.
     ValueError
-        `order` names labels that are not there, or one twice; no cell has a label; cells without a donor.
+        `order` names labels that are not there, or one twice; no cell has a label; cells without a donor, or continuous donors.
 
     Notes
     -----
@@ -142,7 +142,7 @@ def by_label(
     groups = _groups(held, groupby, order, n_bins)
     known = groups.codes >= 0
     codes, n_labels = groups.codes[known], len(groups.names)
-    samples = None if donor is None else _donors(held, donor, known)
+    samples = None if donor is None else _design.codes(held, donor, known, "donor")
     found = label_means(a[:, chosen][known], codes, n_labels, samples)
     columns = {
         "feature": pd.Categorical.from_codes(np.repeat(np.arange(len(chosen)), n_labels), names[chosen]),
@@ -183,7 +183,7 @@ def _groups(held: Holder, groupby: str, order: Sequence[str] | None, n_bins: int
         raise ValueError(f"{place} has no labels: it is missing for all cells.")
     labels = labels.rename_categories(str)
     if order is not None:
-        labels = labels.set_categories(_checked(order, labels.categories, place), ordered=True)
+        labels = labels.set_categories(_design.ordered_labels(order, labels.categories, place), ordered=True)
     return _Groups(
         labels.codes.astype(np.int64), labels.categories, np.arange(len(labels.categories)), bool(labels.ordered)
     )
@@ -207,30 +207,3 @@ def _bins(values: np.ndarray, n_bins: int, place: str) -> _Groups:
         names = binned.categories.astype(str)
     sums = np.bincount(codes[known], weights=values[known], minlength=len(names))
     return _Groups(codes, names, sums / np.bincount(codes[known], minlength=len(names)), ordered=True)
-
-
-def _checked(order: Sequence[str], names: pd.Index, place: str) -> list[str]:
-    """Refuse an order of labels that no cell has, or that has one twice."""
-    if isinstance(order, str) or not len(order):
-        raise ValueError(f"order={order!r} is not a list of labels. {place} has {listing(names)}.")
-    wanted = pd.Index(order).astype(str)
-    unknown = wanted[~wanted.isin(names)]
-    if len(unknown):
-        raise ValueError(f"order= has labels that no cell has: {listing(unknown)}. {place} has {listing(names)}.")
-    if not wanted.is_unique:
-        raise ValueError(f"order= has {listing(wanted[wanted.duplicated()])} more than once. Name each label once.")
-    return wanted.tolist()
-
-
-def _donors(held: Holder, donor: str, known: np.ndarray) -> np.ndarray:
-    """Number the donors of the labelled cells, none of which may be missing."""
-    obs = held.data.obs
-    if donor not in obs:
-        raise KeyError(f"{held.where}.obs has no column {donor!r}; it has {listing(obs.columns)}. Pass one as donor=.")
-    codes, _ = pd.factorize(obs[donor][known])
-    if (codes < 0).any():
-        raise ValueError(
-            f"{held.where}.obs[{donor!r}] is missing for {(codes < 0).sum()} of the {len(codes)} labelled cells. "
-            "Fill it in, or remove these cells."
-        )
-    return codes

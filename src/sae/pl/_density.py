@@ -55,7 +55,7 @@ def density(
     KeyError
         There are no activations, or no scopes of `groupby`.
     ValueError
-        All features are dead.
+        All features are dead; no `bins`.
 
     Examples
     --------
@@ -67,6 +67,8 @@ def density(
     """
     from matplotlib.ticker import MaxNLocator
 
+    if bins < 1:
+        raise ValueError(f"bins={bins} is below 1. Pass how many bars to draw, such as 20.")
     table = get.features(data, key=key, mod=mod)
     alive = table[~table["dead"]]
     if alive.empty:

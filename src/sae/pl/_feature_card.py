@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 
 from .. import get
-from .._names import shorten
+from .._names import set_text, shorten
+from ._feature_lines import draw_lines, lines_of, stored
 from ._feature_umap import feature_umap
 from ._genes import genes
 from ._style import BLACK, BLUE, COLUMN, GREEN, GREY, LIGHT_GREY, ORANGE, open_frame
-from ._titles import set_titles, titles
+from ._titles import literal, short_labels, titles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
 ROW = 2.2
 """Inches: height of a row of panels."""
-LABEL_WIDTH, SET_WIDTH, LINE_WIDTH = 24, 46, 40
-"""Letters in a line of a panel."""
+SET_WIDTH = 46
+"""Letters of a gene set in a bar."""
 DOTS = 20_000
 """Square points that all dots of an embedding may cover together."""
 STABILITY = {
@@ -126,7 +127,7 @@ def feature_card(
     table = get.features(data, **where)
     found: dict[str, Panel | None] = {
         "umap": _umap(data, name, len(cells), basis, where) if len(activation) else None,
-        "numbers": partial(_numbers, lines=_lines(data, name, table.loc[name], len(cells), activation, where)),
+        "numbers": partial(draw_lines, lines=lines_of(data, name, table.loc[name], len(cells), activation, where)),
         "histogram": partial(_histogram, activation=activation, n=len(cells)) if len(activation) else None,
         "stability": _stability(data, name, table, where),
         "genes": _genes(data, name, modality, n_genes, where),
@@ -152,18 +153,8 @@ def feature_card(
     return axes
 
 
-def _stored(read: Callable[..., pd.DataFrame], *args: Any, asked: bool, **settings: Any) -> pd.DataFrame | None:
-    """Read a table; None where there is none, unless it was asked for."""
-    try:
-        return read(*args, **settings)
-    except KeyError:
-        if asked:
-            raise
-        return None
-
-
 def _umap(data: Data, name: str, n: int, basis: str, where: dict[str, Any]) -> Panel | None:
-    if _stored(get.embedding, data, basis, asked=basis != "umap", mod=where["mod"]) is None:
+    if stored(get.embedding, data, basis, asked=basis != "umap", mod=where["mod"]) is None:
         return None
 
     def draw(ax: Axes) -> None:
@@ -181,7 +172,7 @@ def _histogram(ax: Axes, activation: np.ndarray, n: int) -> None:
 
 
 def _genes(data: Data, name: str, modality: str | None, n: int, where: dict[str, Any]) -> Panel | None:
-    table = _stored(get.genes, data, name, modality=modality, asked=False, **where)
+    table = stored(get.genes, data, name, modality=modality, asked=False, **where)
     if table is None or table.empty:
         return None
 
@@ -193,7 +184,7 @@ def _genes(data: Data, name: str, modality: str | None, n: int, where: dict[str,
 
 
 def _labels(data: Data, name: str, groupby: str | None, n: int, where: dict[str, Any]) -> Panel | None:
-    table = _stored(get.labels, data, name, groupby=groupby, asked=groupby is not None, **where)
+    table = stored(get.labels, data, name, groupby=groupby, asked=groupby is not None, **where)
     if table is None or table["auroc"].notna().sum() == 0:
         return None
     groupby = groupby or str(get.labels(data, **where)["groupby"].cat.categories[0])
@@ -204,9 +195,9 @@ def _labels(data: Data, name: str, groupby: str | None, n: int, where: dict[str,
         ax.hlines(y, 0.5, table["auroc"], color=LIGHT_GREY, linewidth=1)
         ax.plot(table["auroc"], y, "o", color=BLUE, markersize=4.5)
         ax.axvline(0.5, color=GREY, linewidth=0.8)
-        _rows(ax, [shorten(str(label), LABEL_WIDTH) for label in table["label"]])
+        _rows(ax, short_labels(table["label"].astype(str).tolist()))
         ax.set(xlabel="AUROC", xlim=(min(0.48, table["auroc"].min() - 0.02), 1.02))
-        ax.set_title(groupby, fontsize="medium")
+        ax.set_title(literal(groupby), fontsize="medium")
 
     return draw
 
@@ -214,14 +205,14 @@ def _labels(data: Data, name: str, groupby: str | None, n: int, where: dict[str,
 def _sets(
     data: Data, name: str, collection: str | None, modality: str | None, max_padj: float, n: int, where: dict[str, Any]
 ) -> Panel | None:
-    _stored(get.enrichment, data, name, collection=collection, asked=collection is not None, **where)
+    stored(get.enrichment, data, name, collection=collection, asked=collection is not None, **where)
     chosen: dict[str, Any] = {"collection": collection, "modality": modality, "max_padj": max_padj}
-    table = _stored(get.enrichment, data, name, redundant=False, n=n, asked=False, **chosen, **where)
+    table = stored(get.enrichment, data, name, redundant=False, n=n, asked=False, **chosen, **where)
     if table is None or table.empty:
         return None
     strength = -np.log10(np.maximum(table["padj"].to_numpy(), 1e-300))
     arrows = table["direction"].map({"up": "▲", "down": "▼"}).astype(object).fillna("◆")
-    names = [shorten(text, SET_WIDTH) for text in set_titles(table["gene_set"].tolist())]
+    names = [literal(shorten(set_text(name), SET_WIDTH)) for name in table["gene_set"]]
 
     def draw(ax: Axes) -> None:
         y = np.arange(len(table))
@@ -265,51 +256,3 @@ def _rows(ax: Axes, names: Sequence[str]) -> None:
     ax.set_yticks(range(len(names)), names, fontsize="small")
     ax.set_ylim(len(names) - 0.4, -0.6)
     open_frame(ax)
-
-
-def _numbers(ax: Axes, lines: Sequence[tuple[str, str]]) -> None:
-    """Write lines of a heading and a text each."""
-    ax.set_axis_off()
-    for row, (heading, text) in enumerate(lines):
-        y = 1 - (row + 0.5) / max(len(lines), 9)
-        ax.text(0, y, heading, va="center", fontsize="small", color=GREY)
-        ax.text(0.24, y, text, va="center", fontsize="small")
-
-
-def _lines(
-    data: Data, name: str, row: pd.Series, n: int, activation: np.ndarray, where: dict[str, Any]
-) -> list[tuple[str, str]]:
-    """Tell a feature in lines of a heading and a text."""
-    if not len(activation):
-        return [("active in", f"none of {n:,} cells (dead)")]
-    lines = [
-        ("active in", f"{len(activation):,} cells ({100 * len(activation) / n:.2g} %)"),
-        ("activation", f"mean {activation.mean():.3g}, highest {activation.max():.3g}"),
-    ]
-    lines += _evidence(row)
-    found = _stored(get.neighbors, data, name, asked=False, n=3, **where)
-    if found is None:
-        return lines
-    lines += [("module", str(row["module"]))] if isinstance(row["module"], str) else []
-    names = [" ".join(title.split("\n")[1:]) for title in titles(data, found["neighbor"].tolist(), **where)]
-    similar = [f"{other} ({value:.2f}) {name}" for (other, value), name in zip(
-        found[["neighbor", "similarity"]].itertuples(index=False), names, strict=True
-    )]  # fmt: skip
-    headings = ["similar", *[""] * len(similar)]
-    return lines + [(heading, shorten(text, LINE_WIDTH)) for heading, text in zip(headings, similar, strict=False)]
-
-
-def _evidence(row: pd.Series) -> list[tuple[str, str]]:
-    """Tell what a name rests on."""
-    if row.get("name_from") is None or row["name_from"] == "none":
-        return []
-    lines = [("name from", str(row["name_from"]))]
-    if isinstance(row["name_label"], str):
-        label = shorten(row["name_label"], LABEL_WIDTH)
-        lines.append(("label", f"{label} (held-out AUROC {row['name_label_auroc']:.2f})"))
-    if isinstance(row["name_gene_set"], str):
-        [text] = set_titles([row["name_gene_set"]])
-        lines.append(("gene set", f"{shorten(text, LABEL_WIDTH)} (padj {row['name_gene_set_padj']:.1g})"))
-    if isinstance(row["name_genes"], str):
-        lines.append(("genes", shorten(", ".join(row["name_genes"].split(";")[:5]), LINE_WIDTH)))
-    return lines

@@ -1,20 +1,21 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from .. import get
 from .._names import label_text, set_text, shorten
-from ._style import COLORS, COLUMN, DIVERGING, GREY, LIGHT_GREY, MARKERS, ORANGE, axes, open_frame
+from ._feature_dots import WIDE, Dots
+from ._style import COLORS, DIVERGING, GREY, LIGHT_GREY, MARKERS, ORANGE, open_frame
+from ._titles import literal, short_labels
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
-    from matplotlib.figure import Figure
 
     from .._data import Data
 
@@ -24,10 +25,6 @@ N_MODULES, N_NAMED, N_VALUES = 18, 10, 14
 """How many modules have a colour, how many are in the legend, and how many values of another column have a colour."""
 LINE, HALF_LINE = 46, 22
 """Characters of a legend's line, in one and in two columns."""
-HEIGHT, LINE_HEIGHT = 2.9, 0.135
-"""Inches: of the figure without a legend, and of each line of that."""
-WIDE = 10
-"""Numbers that differ by more than this factor are drawn by their logarithm."""
 
 
 def feature_map(
@@ -114,7 +111,7 @@ def feature_map(
     table = table[table["map_x"].notna()]
     if table.empty:
         raise ValueError("No feature is on the map: none could be compared with others. Are all of them dead?")
-    dots = _Dots(ax, table, size)
+    dots = Dots(ax, table, size)
     if term is not None:
         found = get.term_features(data, term, collection=collection, **where)
         _mark(dots, pd.Index(found["feature"].astype(str)), term)
@@ -124,12 +121,12 @@ def feature_map(
         _categories(
             dots, names.astype(object).map(set_text, na_action="ignore"), f"most frequent term of level {level}"
         )
-    elif color in (None, "module") and groupby is None:
+    elif color == "module" or (color is None and groupby is None):
         _modules(dots, get.modules(data, n=1, collection=collection, **where))
     elif color in (None, "label"):
         scored = str(get.label_matrix(data, groupby, **where).columns.name)
         labels = [None if pd.isna(label) else label_text(str(label), scored) for label in table[f"{scored}_label"]]
-        _categories(dots, pd.Series(labels, table.index, dtype=object), f"best {scored}")
+        _categories(dots, pd.Series(labels, table.index, dtype=object), f"best {literal(scored)}")
     else:
         _column(dots, color, cmap)
     dots.ax.set(xticks=[], yticks=[], xlabel="UMAP1 of features", ylabel="UMAP2 of features")
@@ -137,109 +134,7 @@ def feature_map(
     return dots.ax
 
 
-class _Dots:
-    """Where the features are and how large."""
-
-    def __init__(self, ax: Axes | None, table: pd.DataFrame, size: str | None):
-        self._own = ax is None
-        self.ax, self.table = axes(ax, height=HEIGHT), table
-        self._large = float(np.clip(400 / np.sqrt(len(table)), 5, 80))
-        self.areas = pd.Series(self._large / 2, table.index)
-        if size is not None:
-            if size not in table or not pd.api.types.is_numeric_dtype(table[size]):
-                numbers = table.select_dtypes("number").columns.drop(["map_x", "map_y"])
-                raise KeyError(f"There is no column of numbers {size!r}; there are {', '.join(map(repr, numbers))}.")
-            self._scale(size)
-
-    def draw(self, rows: pd.Series | slice = slice(None), **style: Any) -> Any:
-        """Draw some features, the large ones first, so that they hide none."""
-        areas = self.areas[rows].sort_values(ascending=False, kind="stable")
-        table = self.table.loc[areas.index]
-        if isinstance(style.get("c"), pd.Series):
-            style["c"] = style["c"][areas.index]
-        style = {"linewidth": 0, "rasterized": len(self.table) > 2_000, **style}
-        return self.ax.scatter(table["map_x"], table["map_y"], s=areas, **style)
-
-    def _scale(self, size: str) -> None:
-        """Let areas grow with a column, and show three of them above the Axes."""
-        from matplotlib.legend import Legend
-
-        values = self.table[size].astype(np.float64)
-        low, high = values.min(), values.max()
-        by_logarithm = bool(0 < WIDE * low < high)
-        ends = [low, high]
-        if not high > low:
-            return
-
-        def area(value: Any) -> Any:
-            position = np.log(value / low) / np.log(high / low) if by_logarithm else (value - low) / (high - low)
-            return self._large * (0.15 + 0.85 * position)
-
-        self.areas = area(values).fillna(self._large * 0.15)
-        ends.insert(1, np.sqrt(low * high) if by_logarithm else (low + high) / 2)
-        unit, factor = (" %", 100) if size == "density" else ("", 1)
-        title = {"density": "active in", "mean": "mean activation"}.get(size, size.replace("_", " "))
-        handles = [self.ax.scatter([], [], s=0)]
-        handles += [self.ax.scatter([], [], s=area(value), color=GREY, linewidth=0) for value in ends]
-        # Axes.legend makes the only one of its Axes, which is the one of the colours.
-        key = Legend(
-            self.ax,
-            handles,
-            [title, *(f"{value * factor:.2g}{unit}" for value in ends)],
-            ncols=4,
-            loc="lower left",
-            bbox_to_anchor=(0, 1),
-            frameon=False,
-            fontsize="x-small",
-            columnspacing=0.8,
-            handletextpad=0.1,
-            borderaxespad=0.1,
-        )
-        self.ax.add_artist(key).set_clip_on(False)
-
-    def number(self, modules: list[str]) -> None:
-        """Write the number of each module above the feature nearest to its middle."""
-        from matplotlib.patheffects import withStroke
-
-        for module in modules:
-            places = self.table.loc[self.table["module"] == module, ["map_x", "map_y"]].to_numpy()
-            distance = np.linalg.norm(places - np.median(places, axis=0), axis=1)
-            self.ax.annotate(
-                module,
-                places[distance.argmin()],
-                (0, np.sqrt(self._large) / 2),
-                textcoords="offset points",
-                ha="center",
-                va="bottom",
-                fontsize="small",
-                fontweight="bold",
-                path_effects=[withStroke(linewidth=2, foreground="white")],
-            )
-
-    def legend(self, handles: list[Any], labels: list[str], ncols: int, title: str | None = None) -> None:
-        """Write the legend below the Axes, and make room for it in a figure of our own."""
-        if self._own:
-            n_lines = -(-len(labels) // ncols) + (title is not None)
-            cast("Figure", self.ax.figure).set_size_inches(COLUMN, HEIGHT + LINE_HEIGHT * n_lines)
-        self.ax.legend(
-            handles,
-            labels,
-            title=title,
-            ncols=ncols,
-            loc="upper left",
-            bbox_to_anchor=(-0.12, 0),
-            frameon=False,
-            fontsize="x-small",
-            title_fontsize="x-small",
-            alignment="left",
-            labelspacing=0.3,
-            columnspacing=0.8,
-            handletextpad=0.2,
-            borderaxespad=3,
-        )
-
-
-def _modules(dots: _Dots, modules: pd.DataFrame) -> None:
+def _modules(dots: Dots, modules: pd.DataFrame) -> None:
     """Colour by module, number them, and name the largest."""
     module = dots.table["module"].astype(str)
     shown = modules["module"].astype(str).tolist()[:N_MODULES]
@@ -248,10 +143,10 @@ def _modules(dots: _Dots, modules: pd.DataFrame) -> None:
     for i, name in enumerate(shown):
         dots.draw(module == name, color=_shade(i))
     dots.number(shown)
-    named = [_handle(dots.ax, color=_shade(i)) for i in range(min(len(shown), N_NAMED))]
+    named = [dots.handle(color=_shade(i)) for i in range(min(len(shown), N_NAMED))]
     lines = [_line(row) for row in modules.iloc[: len(named)].to_dict("records")]
     if len(modules) > len(named):
-        named.append(_handle(dots.ax, alpha=0))
+        named.append(dots.handle(alpha=0))
         lines.append(f"and {len(modules) - len(named) + 1} smaller ones")
     dots.legend(named, lines, 1)
 
@@ -261,22 +156,22 @@ def _line(module: Mapping[Any, Any]) -> str:
     label, gene_set = (str(module.get(name, "")).split("; ")[0].replace("_", " ") for name in ("labels", "gene_sets"))
     known = [text for text in (label, set_text(gene_set) if gene_set else "") if text] or [module.get("genes", "")]
     text = shorten(" · ".join(part for part in known if part), LINE)
-    return f"{module['module']}  ({module['n_features']})  {text}".rstrip()
+    return literal(f"{module['module']}  ({module['n_features']})  {text}".rstrip())
 
 
-def _mark(dots: _Dots, found: pd.Index, term: str) -> None:
+def _mark(dots: Dots, found: pd.Index, term: str) -> None:
     """Mark some features, number the modules, and tell how many there are."""
     marked = pd.Series(dots.table.index.isin(found), dots.table.index)
     dots.draw(~marked, color=LIGHT_GREY)
     dots.draw(marked, color=ORANGE, edgecolor="black", linewidth=0.5)
     dots.number(dots.table["module"].value_counts().index[:N_MODULES].astype(str).tolist())
-    handles = [_handle(dots.ax, color=ORANGE, edgecolor="black"), _handle(dots.ax, color=LIGHT_GREY)]
-    words = f"gene sets with “{shorten(term, LINE // 2)}”: {marked.sum()} of {len(marked)} features"
+    handles = [dots.handle(color=ORANGE, edgecolor="black"), dots.handle(color=LIGHT_GREY)]
+    words = f"gene sets with “{literal(shorten(term, LINE // 2))}”: {marked.sum()} of {len(marked)} features"
     missing = len(found) - marked.sum()
     dots.legend(handles, [words + (f", {missing} not on the map" if missing else ""), "other features"], 1)
 
 
-def _column(dots: _Dots, color: str, cmap: str | Colormap) -> None:
+def _column(dots: Dots, color: str, cmap: str | Colormap) -> None:
     """Colour by a column of the feature table."""
     import matplotlib as mpl
 
@@ -284,7 +179,7 @@ def _column(dots: _Dots, color: str, cmap: str | Colormap) -> None:
         raise KeyError(
             f"The features have no {color!r}; they have {', '.join(map(repr, dots.table.columns))}, and 'module' and 'label'."
         )
-    values, title = dots.table[color], color.replace("_", " ")
+    values, title = dots.table[color], literal(color.replace("_", " "))
     if not pd.api.types.is_numeric_dtype(values) or pd.api.types.is_bool_dtype(values):
         return _categories(dots, values.astype(object).map(str, na_action="ignore"), title)
     values = values.astype(np.float64)
@@ -297,7 +192,7 @@ def _column(dots: _Dots, color: str, cmap: str | Colormap) -> None:
         scale["norm"] = "log"
     scale["cmap"] = scale["cmap"].with_extremes(bad=LIGHT_GREY)
     if values.isna().any():
-        dots.legend([_handle(dots.ax, color=LIGHT_GREY)], ["none"], 1)
+        dots.legend([dots.handle(color=LIGHT_GREY)], ["none"], 1)
     points = dots.draw(c=values, plotnonfinite=True, **scale)
     bar = dots.ax.figure.colorbar(points, ax=dots.ax, label=title, shrink=0.7, fraction=0.05, pad=0.02)
     if scale.get("norm") == "log":
@@ -307,7 +202,7 @@ def _column(dots: _Dots, color: str, cmap: str | Colormap) -> None:
     bar.ax.tick_params(labelsize="x-small")
 
 
-def _categories(dots: _Dots, values: pd.Series, title: str) -> None:
+def _categories(dots: Dots, values: pd.Series, title: str) -> None:
     """Colour by a few values, the commonest, each with a marker of its own."""
     counts = values.value_counts()
     shown = sorted(counts.index[:N_VALUES])
@@ -323,12 +218,8 @@ def _categories(dots: _Dots, values: pd.Series, title: str) -> None:
         dots.draw(rows, **style)
     labels = [label for label, _, _ in groups]
     one_column = max(map(len, labels)) > HALF_LINE
-    lines = [shorten(label, LINE if one_column else HALF_LINE) for label in labels]
-    dots.legend([_handle(dots.ax, **style) for _, _, style in groups], lines, 1 if one_column else 2, title)
-
-
-def _handle(ax: Axes, **style: Any) -> Any:
-    return ax.scatter([], [], s=20, **{"linewidth": 0, **style})
+    lines = short_labels(labels, LINE if one_column else HALF_LINE)
+    dots.legend([dots.handle(**style) for _, _, style in groups], lines, 1 if one_column else 2, title)
 
 
 def _shade(i: int) -> tuple[float, ...]:

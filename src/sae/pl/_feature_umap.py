@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import anndata as ad
 
 from .. import get
-from ._style import activation_colors
+from ._style import activation_colors, refuse_several
 from ._titles import titles
 
 if TYPE_CHECKING:
@@ -65,6 +65,8 @@ def feature_umap(
     ------
     KeyError
         There are no activations, no such feature or no such embedding.
+    ValueError
+        `ax` with several features.
 
     Examples
     --------
@@ -78,6 +80,7 @@ def feature_umap(
 
     chosen = get.activations(data, features, key=key, mod=mod)
     names = chosen.var_names.tolist()
+    refuse_several(ax, len(names), "features")
     coordinates = get.embedding(data, basis, mod=mod)
     cells = ad.AnnData(chosen.X, obs=chosen.obs[[]], var=chosen.var[[]], obsm={basis: coordinates.to_numpy()})
     axes = sc.pl.embedding(

@@ -7,8 +7,8 @@ import pandas as pd
 
 from .. import get
 from .._names import ENSEMBL, shorten
-from ._style import BLUE, GREY, LIGHT_GREY, ORANGE, open_frame, panels
-from ._titles import titles
+from ._style import BLUE, GREY, LIGHT_GREY, ORANGE, open_frame, panels, refuse_several
+from ._titles import literal, titles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -81,7 +81,7 @@ def genes(
     KeyError
         There are no genes, or no such feature or modality.
     ValueError
-        No such kind; `ax` with several features; a volcano of genes without fold changes, those of scaled expression.
+        No such kind; no `n_genes`; `ax` with several features; a volcano of genes without fold changes, those of scaled expression.
 
     Examples
     --------
@@ -95,10 +95,11 @@ def genes(
     """
     if kind not in ("rank", "volcano"):
         raise ValueError(f"kind={kind!r} is neither 'rank' nor 'volcano'.")
+    if n_genes < (kind == "rank"):
+        raise ValueError(f"n_genes={n_genes} is too few. Pass how many genes to name, such as 10.")
     table = get.genes(data, features, direction=direction, modality=modality, key=key, mod=mod)
     names = _names(get.features(data, key=key, mod=mod).index, features)
-    if ax is not None and len(names) > 1:
-        raise ValueError(f"ax= takes one feature, but features= has {len(names)}. Pass one, or leave ax= out.")
+    refuse_several(ax, len(names), "features")
     if kind == "volcano":
         if len(table) and table["log2fc"].isna().all():
             raise ValueError("These genes have no fold changes: the expression was scaled. Pass kind='rank'.")
@@ -144,7 +145,7 @@ def _drawn(table: pd.DataFrame, n_genes: int) -> pd.DataFrame:
     text = table["gene"].astype(str).map(lambda gene: shorten(ENSEMBL.sub("", gene), WIDTH))
     if "modality" in table and table["modality"].nunique() > 1:
         text += " (" + table["modality"].astype(str) + ")"
-    return table.assign(up=up, named=named, text=text, strength=_strength(table["padj"]))
+    return table.assign(up=up, named=named, text=text.map(literal), strength=_strength(table["padj"]))
 
 
 def _say_none(ax: Axes) -> None:

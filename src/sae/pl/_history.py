@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .. import get
-from ._style import BLUE, ORANGE, open_frame, panels
+from ._style import BLUE, ORANGE, open_frame, panels, refuse_several
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,12 +71,8 @@ def history(
     unknown = [metric for metric in chosen if metric not in table.columns]
     if unknown:
         raise KeyError(f"The history has no {unknown[0]!r}; it has {', '.join(map(repr, table.columns))}.")
-    if ax is None:
-        axes = panels(len(chosen))
-    elif len(chosen) > 1:
-        raise ValueError(f"ax= takes one metric, but metrics= has {len(chosen)}. Pass one, or leave ax= out.")
-    else:
-        axes = [ax]
+    refuse_several(ax, len(chosen), "metrics")
+    axes = panels(len(chosen)) if ax is None else [ax]
     for panel, metric in zip(axes, chosen, strict=True):
         panel.plot(table["step"], table[metric], color=BLUE, label="training")
         held_out = table.get(f"val_{metric}")

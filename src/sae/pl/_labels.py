@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +9,9 @@ import numpy as np
 from .. import get
 from .._names import shorten
 from ._style import BLACK, COLUMN, DIVERGING, GREY, LIGHT_GREY, activation_colors, axes
-from ._titles import titles
+from ._titles import LABEL_WIDTH, short_labels, titles
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
@@ -25,8 +22,6 @@ if TYPE_CHECKING:
     from .._schema import Features
 
 NAMES = {"auroc": "AUROC", "held_out_auroc": "held-out AUROC", "f1": "F1", "held_out_f1": "held-out F1"}
-WIDTH = 26
-"""Of names, in characters."""
 CELL, LETTER = 0.14, 0.052
 """Inches: a row or column of the matrix, and a letter of its labels."""
 GAP, MARK, TREE = 0.05, 0.1, 0.25
@@ -87,7 +82,7 @@ def labels(
     KeyError
         There are no label scores, none of this column, or no such feature.
     ValueError
-        No such metric; several columns were scored, and `groupby` does not say which is meant.
+        No such metric; no `n_features`; several columns were scored, and `groupby` does not say which is meant.
 
     Examples
     --------
@@ -102,6 +97,8 @@ def labels(
 
     matrix = get.label_matrix(data, groupby, metric=metric, features=features, key=key, mod=mod)
     table = get.features(data, key=key, mod=mod)
+    if n_features < 1:
+        raise ValueError(f"n_features={n_features} is below 1. Pass how many features to draw, or features=.")
     if features is None:
         matrix = matrix.loc[_telling(matrix, table["dead"]).index[:n_features]]
     if metric == "difference":
@@ -133,13 +130,6 @@ def labels(
     return ax
 
 
-def short_labels(names: Sequence[str]) -> list[str]:
-    """Cut labels when they are long, unless two would read the same."""
-    cut = [shorten(name, WIDTH) for name in names]
-    repeated = Counter(cut)
-    return [name if repeated[short] > 1 else short for name, short in zip(names, cut, strict=True)]
-
-
 def _telling(matrix: pd.DataFrame, dead: pd.Series) -> pd.DataFrame:
     """Sort features: the best of each label, then the second best of each, and so on; dead ones last."""
     place = matrix.rank(ascending=False, method="first").min(axis=1)
@@ -150,7 +140,7 @@ def _telling(matrix: pd.DataFrame, dead: pd.Series) -> pd.DataFrame:
 def _row_title(title: str) -> str:
     feature, *name = title.split("\n")
     # Not "B cell ·…" or "CD79A,…".
-    short = [re.sub(r"[ ·,]+…$", "…", shorten(text, WIDTH)) for text in name]
+    short = [re.sub(r"[ ·,]+…$", "…", shorten(text, LABEL_WIDTH)) for text in name]
     return "  ".join([*short, feature])
 
 

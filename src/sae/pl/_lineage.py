@@ -5,9 +5,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import get
-from ._labels import short_labels
 from ._style import COLORS, MARKERS, axes, open_frame
-from ._titles import titles
+from ._titles import literal, short_labels, titles
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -110,7 +109,9 @@ def lineage(
         )
         ax.fill_between(rows["position"], rows["ci_low"], rows["ci_high"], color=color, alpha=0.2, linewidth=0)
     what = "activation, of its highest" if relative else "mean activation"
-    ax.set(xlabel=groupby.replace("_", " "), ylabel=f"{what}\n(95 % interval{' over donors' if donor else ''})")
+    ax.set(
+        xlabel=literal(groupby.replace("_", " ")), ylabel=f"{what}\n(95 % interval{' over donors' if donor else ''})"
+    )
     # The interval of two or three cells reaches far beyond all means.
     ax.set_ylim(0, min(1.05 * np.nanmax(table[SCALED].to_numpy()), MOST * table["mean"].max()) or 1)
     if texts:

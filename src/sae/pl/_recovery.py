@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from .._names import shorten
 from ._style import BLACK, COLORS, GREY, MARKERS, axes, open_frame
+from ._titles import literal, short_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -120,9 +120,10 @@ def _style(number: int) -> dict[str, Any]:
 def _against_ceiling(ax: Axes, table: pd.DataFrame) -> Axes:
     thresholds = _thresholds({"": table})
     ax.axline((0, 0), slope=1, color=GREY, linewidth=0.8)
-    for number, (group, part) in enumerate(table.groupby("group", sort=False, observed=True)):
+    groups = dict(iter(table.groupby("group", sort=False, observed=True)))
+    names = short_labels([str(group) for group in groups], WIDTH)
+    for number, (label, part) in enumerate(zip(names, groups.values(), strict=True)):
         style = _style(number)
-        label = shorten(str(group), WIDTH)
         if thresholds:
             best, own = ((part[name] > float(thresholds[0])).sum() for name in SCORES)
             label += f": {best} best, {own} own of {len(part)}"
@@ -147,7 +148,7 @@ def _lines(ax: Axes, thresholds: list[str]) -> None:
 
 def _by_group(ax: Axes | None, tables: Mapping[str, pd.DataFrame], score: str) -> Axes:
     groups = list(dict.fromkeys(str(group) for one in tables.values() for group in one["group"]))
-    names = [shorten(group, WIDTH) for group in groups]
+    names = short_labels(groups, WIDTH)
     longest = max(map(len, names))
     turned, upright = len(groups) * longest > LETTERS, len(groups) * len(tables) > MANY
     thresholds = _thresholds(tables)
@@ -155,7 +156,7 @@ def _by_group(ax: Axes | None, tables: Mapping[str, pd.DataFrame], score: str) -
     wide = SPREAD / len(tables)
     for number, (name, table) in enumerate(tables.items()):
         style = _style(number)
-        ax.plot([], [], label=name, **style)
+        ax.plot([], [], label=literal(name), **style)
         for place, group in enumerate(groups):
             part = table[table["group"].astype(str) == group]
             if part.empty:

@@ -33,6 +33,12 @@ def axes(ax: Axes | None, height: float = 2.8, width: float = COLUMN) -> Axes:
     return plt.subplots(figsize=(width, height), layout="constrained")[1] if ax is None else ax
 
 
+def refuse_several(ax: Axes | None, n: int, argument: str) -> None:
+    """Refuse one Axes for several panels."""
+    if ax is not None and n > 1:
+        raise ValueError(f"ax= takes one panel, but {argument}= has {n}. Pass one, or leave ax= out.")
+
+
 def panels(n: int, height: float = 2.8, width: float = COLUMN, ncols: int = 4) -> list[Axes]:
     """Return the Axes of a new figure of `n` panels in rows, each of this size."""
     import matplotlib.pyplot as plt

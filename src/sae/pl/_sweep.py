@@ -8,6 +8,7 @@ import pandas as pd
 from .. import get
 from ._history import NAMES as OF_TRAINING
 from ._style import BLUE, COLORS, GREY, MARKERS, axes, open_frame, shades
+from ._titles import literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -116,7 +117,7 @@ def sweep(
 
 
 def _name(column: str) -> str:
-    return NAMES.get(column, column.replace("_", " "))
+    return NAMES.get(column, literal(column.replace("_", " ")))
 
 
 def _settings(table: pd.DataFrame) -> pd.DataFrame:
@@ -149,7 +150,11 @@ def _groups(values: pd.Series) -> list[tuple[str, pd.Series, dict[str, Any]]]:
     else:
         styles = [{"color": COLORS[i % len(COLORS)], "marker": MARKERS[i % len(MARKERS)]} for i in range(len(known))]
     found = [
-        (f"{value:g}" if isinstance(value, int | float | np.number) else str(value), values == value, style)
+        (
+            f"{value:g}" if pd.api.types.is_number(value) and not pd.api.types.is_bool(value) else literal(str(value)),
+            values == value,
+            style,
+        )
         for value, style in zip(known, styles, strict=True)
     ]
     if values.isna().any():

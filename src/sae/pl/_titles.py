@@ -11,7 +11,13 @@ if TYPE_CHECKING:
 
     from .._data import Data
 
-WIDTH = 60
+SET_WIDTH, LABEL_WIDTH = 60, 26
+"""Of the names of gene sets and of labels, in characters."""
+
+
+def literal(text: str) -> str:
+    """Escape dollar signs, between which matplotlib would read mathematics."""
+    return text.replace("$", r"\$")
 
 
 def titles(data: Data, features: Sequence[str], *, key: str, mod: str | None) -> list[str]:
@@ -20,12 +26,17 @@ def titles(data: Data, features: Sequence[str], *, key: str, mod: str | None) ->
     if "name" not in table:
         table = names(data, key=key, mod=mod)
     named = table["name"].astype(str)
-    return [feature if named[feature] == feature else f"{feature}\n{named[feature]}" for feature in features]
+    texts = (feature if named[feature] == feature else f"{feature}\n{named[feature]}" for feature in features)
+    return [literal(text) for text in texts]
 
 
 def set_titles(gene_sets: Sequence[str]) -> list[str]:
     """Write gene sets as in the names of features, cut when they are long, unless two would read the same."""
-    whole = [set_text(name) for name in gene_sets]
-    cut = [shorten(text, WIDTH) for text in whole]
+    return short_labels([set_text(name) for name in gene_sets], SET_WIDTH)
+
+
+def short_labels(names: Sequence[str], width: int = LABEL_WIDTH) -> list[str]:
+    """Cut names when they are long, unless two would read the same."""
+    cut = [shorten(name, width) for name in names]
     repeated = Counter(cut)
-    return [long if repeated[short] > 1 else short for long, short in zip(whole, cut, strict=True)]
+    return [literal(name if repeated[short] > 1 else short) for name, short in zip(names, cut, strict=True)]

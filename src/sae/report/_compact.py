@@ -12,6 +12,7 @@ from scipy import sparse
 
 LEVELS = 255
 """Steps of an activation, from above 0 to the feature's largest."""
+LARGEST = float(np.finfo(np.float64).max)
 BITS = 12
 """Of a coordinate: finer than the pixels of a map."""
 
@@ -27,8 +28,12 @@ def packed_json(content: object) -> str:
 
 
 def rounded(values: np.ndarray) -> list[float | None]:
-    """Round to four digits, which is what is shown; JSON has no NaN and no infinity."""
-    return [float(f"{value:.4g}") if math.isfinite(value) else None for value in values.tolist()]
+    """Round to four digits, which is what is shown. JSON has no NaN, which is None, and no infinity, which is the largest number."""
+    shown = np.nan_to_num(values, nan=np.nan)
+    return [
+        None if math.isnan(value) else value if abs(value) == LARGEST else float(f"{value:.4g}")
+        for value in shown.tolist()
+    ]
 
 
 def varints(values: np.ndarray) -> bytes:

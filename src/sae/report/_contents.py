@@ -62,7 +62,7 @@ PERTURBATION_HELP = {
 }
 TITLES = {
     "n_cells": "cells", "log2fc": "log2 fc", "auroc": "AUROC", "held_out_auroc": "held-out AUROC", "held_out_f1": "held-out F1",
-    "gene_set": "gene set", "fdr": "FDR",
+    "gene_set": "gene set", "fdr": "FDR", "neighbor": "feature",
 }  # fmt: skip
 
 
@@ -131,6 +131,8 @@ def contents(
     """Gather whatever the verbs that were run have stored."""
     where: dict[str, Any] = {"key": key, "mod": mod}
     chosen = get.activations(data, features, **where)
+    if not chosen.n_obs:
+        raise ValueError(f"There are no cells to report on: {key!r} has activations of 0 cells.")
     statistics, a = chosen.var, sparse.csc_matrix(chosen.X)
     if "name" not in statistics:
         statistics = statistics.assign(name=named(data, **where)["name"])
@@ -171,7 +173,7 @@ def contents(
     main["pool"] = list(pool.texts)
     n_features = len(get.features(data, **where))
     if len(statistics) < n_features:
-        notices.insert(0, f"{len(statistics):,} features of {n_features:,} were asked for.")
+        notices.insert(0, f"{len(statistics):,} of {n_features:,} features were asked for.")
     return Contents(_facts(data, statistics, a, where), notices, main, blocks, cells, points)
 
 
@@ -202,8 +204,10 @@ class _Tables:
         specs, values = [], []
         for name in columns:
             if name in rows and rows[name].notna().any():
-                column = rows[name]
-                form, found = _values(column, self.pool, listed=name == "genes")
+                if name == "neighbor":
+                    form, found = "feature", self.names.get_indexer(pd.Index(rows[name])).tolist()
+                else:
+                    form, found = _values(rows[name], self.pool, listed=name == "genes")
                 form = {"padj": "p", "fdr": "p"}.get(name, form)
                 specs.append({"title": TITLES.get(name, name), "help": help.get(name, ""), "form": form})
                 values.append(found)
@@ -244,8 +248,8 @@ class _Tables:
             columns = ["gene", "score", "log2fc", "padj"]
             columns[1:1] = ["modality"] if "modality" in found and found["modality"].nunique() > 1 else []
             made.append(self.table("genes", f"Genes {direction}", "", found, columns, HELP))
-        up = rows["up"]
-        return made[0], made[1], self.listed(up if up.empty else up[up["padj"] <= SIGNIFICANT], "gene")
+        raised = self.stored(get.genes, direction="up", max_padj=SIGNIFICANT, n=max(n, N_TOP_GENES))
+        return made[0], made[1], self.listed(raised, "gene")
 
     def listed(self, rows: pd.DataFrame, column: str) -> pd.DataFrame:
         """List the numbers of texts per feature, best first (`ids`), with the first adjusted p-value (`padj`)."""
@@ -283,13 +287,7 @@ class _Tables:
             )
         rows = rows[rows["neighbor"].isin(self.names)]
         rows = rows[rows.groupby("feature", observed=True).cumcount() < N_SIMILAR]
-        found = self.table("similar", "Similar features", note, rows, ["similarity"], HELP)
-        if found is None:
-            return None
-        order = np.argsort(self.names.get_indexer(pd.Index(rows["feature"])), kind="stable")
-        spec = {"title": "feature", "help": "", "form": "feature"}
-        ids = self.names.get_indexer(pd.Index(rows["neighbor"].iloc[order])).tolist()
-        return Table(found.spec | {"columns": [spec, *found.spec["columns"]]}, found.start, [ids, *found.values])
+        return self.table("similar", "Similar features", note, rows, ["neighbor", "similarity"], HELP)
 
 
 def _values(column: pd.Series, pool: Pool, *, listed: bool = False) -> tuple[str, list[Any]]:
@@ -298,10 +296,10 @@ def _values(column: pd.Series, pool: Pool, *, listed: bool = False) -> tuple[str
         return "list", pool.lists(column, N_LISTED)
     if pd.api.types.is_bool_dtype(column):
         return "text", pool.codes(column.map({True: "yes", False: "no"}))
-    if pd.api.types.is_integer_dtype(column):
+    if pd.api.types.is_integer_dtype(column) and column.notna().all():
         return "number", column.tolist()
     if pd.api.types.is_numeric_dtype(column):
-        return "number", _compact.rounded(column.to_numpy(dtype=float))
+        return "number", _compact.rounded(column.to_numpy(dtype=float, na_value=np.nan))
     return "text", pool.codes(column)
 
 
@@ -332,7 +330,7 @@ def _columns(
                 help=f"of {groupby}: {HELP['auroc']}",
             )
     if any(sets["ids"]):
-        told = f"the most significant set of raised genes, with padj (and FDR, if known) up to {SIGNIFICANT}"
+        told = f"the most significant gene set, not of lowered genes, with padj (and FDR, if known) up to {SIGNIFICANT}"
         add("gene_set", "text", [ids[0] if ids else -1 for ids in sets["ids"]], width=16, help=told)
         add("set_padj", "p", _compact.rounded(sets["padj"].to_numpy()), title="set padj", help=HELP["padj"])
     if any(genes["ids"]):
@@ -341,7 +339,7 @@ def _columns(
     for name in (*SHOWN_IF_THERE, *statistics):
         if name in statistics and name not in {*made, *NOT_SHOWN} and statistics[name].notna().any():
             form, values = _values(statistics[name], pool)
-            form = "p" if name.endswith(("padj", "fdr")) else form
+            form = "p" if form == "number" and name.endswith(("pval", "padj", "fdr")) else form
             add(name, form, values, shown=name in SHOWN_IF_THERE, own=name in SHOWN_IF_THERE, searched=name == "module")
     return list(made.values())
 
@@ -391,6 +389,8 @@ def _drawn(
         wide = int((np.diff(a.indptr) > MOST_CELLS).sum())
         notices.append(f"Of {wide:,} features only cells among the {MOST_CELLS:,} most active are drawn in colour.")
     labels = {name: _places(chosen.obs[name].iloc[cells], xy, pool) for name in groupbys if name in chosen.obs}
+    if crowded := [name for name in labels if chosen.obs[name].nunique() > MOST_NAMED]:
+        notices.append(f"Labels of {', '.join(crowded)} are not written on the maps: there are more than {MOST_NAMED}.")
     drawn = {"n": len(cells), "labels": {name: found for name, found in labels.items() if found}}
     return _compact.levels(a, place, kept), _compact.cell_bytes(xy), drawn
 
@@ -401,7 +401,9 @@ def _cells_of_map(
     """Choose cells, and say which are left out."""
     placed = np.flatnonzero(np.isfinite(coordinates).all(axis=1))
     if len(placed) < len(coordinates):
-        notices.append(f"{len(coordinates) - len(placed):,} cells without coordinates are not on the map.")
+        notices.append(
+            f"{len(coordinates) - len(placed):,} of {len(coordinates):,} cells have no coordinates and are not on the map."
+        )
     if len(placed) <= max_cells:
         return placed
     notices.append(

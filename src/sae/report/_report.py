@@ -70,7 +70,7 @@ def report(
     IsADirectoryError
         The path is a folder.
     ValueError
-        `n_genes`, `n_sets` or `max_cells` is below 1.
+        `n_genes`, `n_sets` or `max_cells` is below 1; there are no cells.
 
     Notes
     -----

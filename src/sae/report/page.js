@@ -79,7 +79,8 @@
   }
 
   function number(value) {
-    if (value === null || value === undefined) return "–";
+    if (value === null) return "–";
+    if (Math.abs(value) === Number.MAX_VALUE) return value < 0 ? "-∞" : "∞"; // see rounded() of _compact.py
     if (Number.isInteger(value) || Math.abs(value) >= 1000) return Math.round(value).toLocaleString("en");
     if (Math.abs(value) < 0.001) return value.toExponential(1);
     return String(Number(value.toPrecision(Math.abs(value) < 0.01 ? 2 : 3)));
@@ -227,10 +228,9 @@
       const button = make("button", { type: "button", title: help || title, "data-key": String(key), onclick: click }, title + arrow);
       return make("th", { scope: "col", class: alignment(form), "aria-sort": direction }, button);
     };
-    const row = make("tr", {}, heading(null, "feature", "", "text"));
+    const row = make("tr", { "aria-rowindex": 1 }, heading(null, "feature", "", "text"));
     row.append(...shown.map((found) => heading(found.key, found.title, found.help, found.form)));
     head.replaceChildren(row);
-    table.setAttribute("aria-colcount", shown.length + 1);
   }
 
   function filler(rows) {
@@ -277,17 +277,17 @@
   }
 
   let waiting = false;
-  function later(draw) {
+  function drawRowsSoon() {
     if (waiting) return;
     waiting = true;
     requestAnimationFrame(() => {
       waiting = false;
-      draw();
+      drawRows();
     });
   }
 
-  $("scroll").addEventListener("scroll", () => later(drawRows));
-  addEventListener("resize", () => later(drawRows));
+  $("scroll").addEventListener("scroll", drawRowsSoon);
+  addEventListener("resize", drawRowsSoon);
   $("filters").addEventListener("submit", (event) => event.preventDefault());
   $("filters").addEventListener("reset", () => setTimeout(filter));
   for (const element of $("filters").querySelectorAll("input, select")) element.addEventListener("input", filter);
@@ -538,52 +538,52 @@
   let written = Object.keys(data.cells?.labels ?? {})[0] ?? "";
   let redraw = () => {};
 
+  // The canvas is drawn by redraw() once it is in the page and has a size.
+  function makeMap(i, found, points) {
+    const [one, other] = data.cells.axes;
+    const count = (value) => value.toLocaleString("en");
+    const drawn = count(points.places.length);
+    const aria = `Cells on ${one} and ${other}, coloured by the activation of ${names[i]}: ${drawn} active cells are drawn.`;
+    const canvas = make("canvas", { role: "img", "aria-label": aria });
+    const bar = make("i", { "aria-hidden": "true" });
+    const select = make("select", {}, make("option", { value: "" }, "none"));
+    select.append(...Object.keys(data.cells.labels).map((groupby) => make("option", { value: groupby }, groupby)));
+    select.value = written;
+    select.addEventListener("input", () => {
+      written = select.value;
+      redraw();
+    });
+    redraw = () => {
+      bar.style.background = `linear-gradient(to right, ${(dark.matches ? DARK : LIGHT).join()})`;
+      drawCells(canvas, found, points, written);
+    };
+    const legend = make("div", { class: "legend" }, "0", bar, number(column.max.values[i]));
+    if (select.length > 1) legend.append(make("label", {}, "names", select));
+    const cells_drawn = `${count(data.cells.n)} of ${count(data.n_cells)} cells`;
+    const note = `${one} across, ${other} up. Drawn: ${cells_drawn}, ${drawn} of ${count(column.n_cells.values[i])} active ones.`;
+    return make("section", {}, canvas, legend, make("p", { class: "note" }, note));
+  }
+
+  function makeNumbers(i, own) {
+    const columns = data.columns.filter((found) => found.own === own);
+    const one = ({ title, help, form, values }) => make("div", { title: help }, make("dt", {}, title), make("dd", {}, show[form](values[i])));
+    return make("dl", {}, ...columns.map(one));
+  }
+
   async function drawCard(i) {
     const [{ tables, histogram }, points] = await block(Math.floor(i / data.block));
     const found = data.cells && (await readAllCells());
     if (shown !== i) return;
     const within = i % data.block;
-    const highest = column.max.values[i];
-    const side = make("div");
-    const rest = make("div");
+    const made = data.tables.map((spec, t) => drawTable(spec, tables[t], within));
+    const of = (...kinds) => made.filter((_, t) => kinds.includes(data.tables[t].kind));
     redraw = () => {};
-    if (found) {
-      const [one, other] = data.cells.axes;
-      const drawn = points[within].places.length.toLocaleString("en");
-      const aria = `Cells on ${one} and ${other}, coloured by the activation of ${names[i]}: ${drawn} active cells are drawn.`;
-      const canvas = make("canvas", { role: "img", "aria-label": aria });
-      const bar = make("i", { "aria-hidden": "true" });
-      const select = make("select", {}, make("option", { value: "" }, "none"));
-      select.append(...Object.keys(data.cells.labels).map((groupby) => make("option", { value: groupby }, groupby)));
-      select.value = written;
-      select.addEventListener("input", () => {
-        written = select.value;
-        redraw();
-      });
-      const legend = make("div", { class: "legend" }, "0", bar, number(highest));
-      if (select.length > 1) legend.append(make("label", {}, "names", select));
-      const all = [data.cells.n, data.n_cells].map((count) => count.toLocaleString("en"));
-      const note = `${one} across, ${other} up. Drawn: ${all[0]} of ${all[1]} cells, ${drawn} of ${number(column.n_cells.values[i])} active ones.`;
-      side.append(make("section", {}, canvas, legend, make("p", { class: "note" }, note)));
-      redraw = () => {
-        bar.style.background = `linear-gradient(to right, ${(dark.matches ? DARK : LIGHT).join()})`;
-        drawCells(canvas, found, points[within], written);
-      };
-    }
-    side.append(drawHistogram(histogram[within], highest, column.n_cells.values[i]));
-    const pair = make("div", { class: "pair" });
-    data.tables.forEach((spec, t) => {
-      const made = drawTable(spec, tables[t], within);
-      if (spec.kind === "similar") side.append(made);
-      else if (spec.kind === "genes") pair.append(made);
-      else rest.append(made);
-      if (spec.kind === "genes" && !pair.parentNode) rest.append(pair);
-    });
-    const numbers = (columns) =>
-      columns.map((c) => make("div", { title: c.help }, make("dt", {}, c.title), make("dd", {}, show[c.form](c.values[i]))));
-    const [first, more] = [true, false].map((own) => numbers(data.columns.filter((c) => c.own === own)));
-    rest.prepend(make("section", { "aria-label": "Numbers" }, make("dl", {}, ...first)));
-    if (more.length) rest.append(make("details", {}, make("summary", {}, "All other columns"), make("dl", {}, ...more)));
+    const side = make("div", {}, ...(found ? [makeMap(i, found, points[within])] : []));
+    side.append(drawHistogram(histogram[within], column.max.values[i], column.n_cells.values[i]), ...of("similar"));
+    const rest = make("div", {}, make("section", { "aria-label": "Numbers" }, makeNumbers(i, true)), ...of("labels"));
+    rest.append(make("div", { class: "pair" }, ...of("genes")), ...of("sets", "perturbations"));
+    const more = makeNumbers(i, false);
+    if (more.childElementCount) rest.append(make("details", {}, make("summary", {}, "All other columns"), more));
     $("content").replaceChildren(side, rest);
     redraw();
     card.scrollTop = 0;
@@ -605,6 +605,8 @@
     if (i === null) return card.close();
     drawTitle(i);
     if (!card.open) card.showModal();
+    // Else what has the focus is about to go, or can no longer be pressed.
+    else if (!document.activeElement.matches("nav button:enabled")) $("title").focus({ preventScroll: true });
     drawCard(i).catch((error) => {
       $("content").replaceChildren(make("p", { class: "trouble" }, `The card cannot be read; the file may be cut off. (${error})`));
     });

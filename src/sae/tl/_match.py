@@ -348,18 +348,20 @@ def _genes(
             f"{len(shared)} genes of {x.where} ({listing(x.genes, 3)}) are in {x_b.where} ({listing(x_b.genes, 3)}): "
             f"signatures need {FEWEST_GENES} or more. Do both use the same identifiers (symbols or Ensembl ids)?"
         )
-    x_shared, x_b_shared = (_columns(found.matrix, found.genes.get_indexer(shared)) for found in (x, x_b))
+    places, places_b = (found.genes.get_indexer(shared) for found in (x, x_b))
+    of_shared = _columns(x.matrix, places), x.summary.shift[places]
+    b_of_shared = _columns(x_b.matrix, places_b), x_b.summary.shift[places_b]
 
-    def centred(active: sparse.csr_matrix, x: Matrix) -> np.ndarray:
-        r = signatures(active, x)
+    def centred(active: sparse.csr_matrix, x: Matrix, shift: np.ndarray) -> np.ndarray:
+        r = signatures(active, x, shift)
         r -= r.mean(axis=1, keepdims=True)
         return r
 
     return _Compared(
-        centred(active, x_shared),
-        centred(active_b, x_b_shared),
+        centred(active, *of_shared),
+        centred(active_b, *b_of_shared),
         match_vectors,
-        lambda rng: centred(active_b[rng.permutation(active_b.shape[0])], x_b_shared),
+        lambda rng: centred(active_b[rng.permutation(active_b.shape[0])], *b_of_shared),
         f"over {len(shared)} genes that both have",
     )
 

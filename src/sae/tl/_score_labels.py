@@ -9,7 +9,7 @@ import pandas as pd
 
 from .. import _schema
 from .._data import Data, Holder, holder, listing
-from .._design import label_column
+from .._design import label_column, ordered_labels
 from .._expression import expression
 from .._progress import progress_bar
 from ..core.rows import dense_rows, select_rows
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 Z = 1.96
 SCOPES = ("local", "regional", "global", "dead")
 TRENDS = ("falling", "none", "rising")
+TAKEN = {"name": "label", "name_label": "auroc"}
+"""Columns of `obs` whose results would be called as those of :func:`sae.tl.name_features`."""
 
 
 def score_labels(
@@ -115,8 +117,8 @@ def score_labels(
     KeyError
         There are no activations, or no such column.
     ValueError
-        The column is continuous, or has fewer than two labels; cells without a donor, or only one donor; `order` names labels that
-        are not there; NaN or infinite expression.
+        The column is continuous, has fewer than two labels, or is called `name` or `name_label`; cells without a donor, or only
+        one donor; `order` names labels that are not there; NaN or infinite expression.
 
     Notes
     -----
@@ -153,9 +155,15 @@ def score_labels(
     labels = label_column(held.data.obs, groupby, held.where)
     if "/" in groupby:
         raise ValueError(f"{groupby!r} cannot name stored columns: h5ad does not take '/' in keys. Rename the column.")
+    if groupby in TAKEN:
+        raise ValueError(
+            f"{groupby!r} cannot name stored columns: sae.tl.name_features writes '{groupby}_{TAKEN[groupby]}', too. Rename the column."
+        )
     known = labels.codes >= 0
     codes, names = labels.codes[known].astype(np.int64), labels.categories.astype(str)
-    places = None if order is None else _places(order, names, f"{held.where}.obs[{groupby!r}]")
+    places = None
+    if order is not None:
+        places = pd.Index(ordered_labels(order, names, f"{held.where}.obs[{groupby!r}]", least=2)).get_indexer(names)
     halves = _halves(held, codes, known, donor, n_splits, rng)
     a = activations[known]
     features = _schema.feature_names(key, a.shape[1])
@@ -273,19 +281,6 @@ def _halves(
             "Leave donor= out to divide the cells of each label instead."
         )
     return donor_halves(codes, donors, n_splits, rng)
-
-
-def _places(order: Sequence[str], names: pd.Index, where: str) -> np.ndarray:
-    """Return the place in the order of each label, −1 for labels that are not in it."""
-    if isinstance(order, str) or len(order) < 2:
-        raise ValueError(f"order={order!r} is not a list of two or more labels. {where} has {listing(names)}.")
-    wanted = pd.Index(order).astype(str)
-    unknown = wanted[~wanted.isin(names)]
-    if len(unknown):
-        raise ValueError(f"order= has labels that no cell has: {listing(unknown)}. {where} has {listing(names)}.")
-    if not wanted.is_unique:
-        raise ValueError(f"order= has {listing(wanted[wanted.duplicated()])} more than once. Name each label once.")
-    return wanted.get_indexer(names)
 
 
 def _scope(scores: LabelScores, silent: np.ndarray, form: str) -> np.ndarray:
