@@ -38,14 +38,14 @@ def feature_map(
     max_padj: float = 0.05,
     rng: int | np.random.Generator | None = 0,
 ) -> None:
-    """Map the features themselves: which are alike, which belong together, and a layout in the plane.
+    r"""Map the features themselves: which are alike, which belong together, and a layout in the plane.
 
     Each feature is compared with all others by what `space` says:
 
     * `"coactivation"`: Pearson's r of their activations over the cells;
     * `"genes"`: the cosine of their signatures, a signature being the correlation of the activation with the expression of every
       gene;
-    * `"enrichment"`: the Jaccard index |A ∩ B| / |A ∪ B| of their gene sets: those whose genes are higher where the feature is
+    * `"enrichment"`: the Jaccard index \|A ∩ B\| / \|A ∪ B\| of their gene sets: those whose genes are higher where the feature is
       active, with `padj` ≤ `max_padj` and, where cells were permuted, `fdr` ≤ `max_padj`. The paper's map
       (arXiv:2410.11468) is of these sets;
     * `"decoder"`: the cosine of their decoder directions, in the space of training.
