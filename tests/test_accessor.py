@@ -43,6 +43,11 @@ def test_every_function_on_data_is_there_with_its_docs(part):
         assert list(inspect.signature(method).parameters.values()) == rest
 
 
+def test_what_is_there_is_told(encoded):
+    assert repr(ad.AnnData(np.ones((3, 2))).sae) == "No SAEs: adata.sae.fit() trains one."
+    assert repr(encoded.sae).startswith("SAEs:\n    'sae': 32 features; ")
+
+
 def test_errors_are_those_of_the_functions():
     adata = ad.AnnData(np.ones((3, 2)))
     with pytest.raises(KeyError, match="Run sae.tl.fit"):

@@ -311,7 +311,7 @@ CASES = {
     "rank_genes: model without decode": Case(
         rank_genes(model=np.zeros(3)),
         TypeError,
-        r"model= is a ndarray, which has no method decode\(z, data\)\. Pass an object that returns",
+        r"model= is a ndarray, which has no method decode\(z, data\)\. Pass a model, such as sae\.models\.PCA",
     ),
     "rank_genes: model with layer": Case(
         rank_genes(model=Decoder(), layer="log"), ValueError, r"Both model= and layer='log' were given\. Pass one"
@@ -501,7 +501,7 @@ CASES = {
     "get: unknown feature": Case(
         lambda a: sae.get.labels(a, "sae_71"),
         KeyError,
-        r"no feature 'sae_71'; the nearest names are 'sae_[17]', .*8 features, 'sae_0' to 'sae_7'",
+        r"no feature 'sae_71': the SAE has 8 features, 'sae_0' to 'sae_7'. Did you mean 'sae_[17]', ",
         score_labels(),
     ),
     "get: number too high": Case(

@@ -84,6 +84,21 @@ def test_values_do_not_share_memory(analysed):
     assert not np.shares_memory(a.obsm["X_umap"], analysed.obsm["X_umap"])
 
 
+def test_features_are_found_by_the_names_they_were_given(analysed):
+    sae.tl.name_features(analysed)
+    features = sae.get.features(analysed)
+    name = features["name"].iloc[3]
+    for found in (sae.get.genes(analysed, name), sae.get.enrichment(analysed, name), sae.get.labels(analysed, name)):
+        assert set(found["feature"]) <= {"sae_3"}
+    assert sae.get.activations(analysed, [name, 0]).var_names.tolist() == ["sae_3", "sae_0"]
+    assert sae.get.by_label(analysed, name, "phase")["feature"].unique().tolist() == ["sae_3"]
+    part = name.split(" ")[0]
+    with pytest.raises(KeyError, match=r"There is no feature .* Names with it have .*'sae_"):
+        sae.get.genes(analysed, part.lower())
+    with pytest.raises(KeyError, match=r"'sae_31'\.\W*$"):
+        sae.get.genes(analysed, "nothing like it")
+
+
 def test_an_embedding_of_one_column_is_refused(analysed):
     analysed.obsm["X_umap"] = analysed.obsm["X_umap"][:, :1]
     with pytest.raises(ValueError, match=r"has the shape \(700, 1\); two columns are needed"):

@@ -10,7 +10,7 @@ from typing import Any
 
 import anndata as ad
 
-from . import get, pl, tl
+from . import _schema, get, pl, tl
 from .report import report
 
 
@@ -66,3 +66,8 @@ class Accessor(Verbs):  # type: ignore[misc,valid-type]
         super().__init__(adata)
         self.get = Results(adata)
         self.pl = Figures(adata)
+
+    def __repr__(self) -> str:
+        stored = {key: self._data.uns[key] for key in _schema.stored_keys(self._data.uns)}
+        held = [f"    {key!r}: {sae['params']['n_features']} features; {', '.join(sae)}" for key, sae in stored.items()]
+        return "\n".join(["SAEs:" if held else "No SAEs: adata.sae.fit() trains one.", *held])

@@ -149,6 +149,8 @@ def match(net: Net, genes: pd.Index, *, min_size: int, max_size: int | None) -> 
     measured = table[position >= 0]
     if measured.empty:
         hint = "Do both use the same identifiers (symbols or Ensembl ids) and species?"
+        if set(table["target"].str.upper()) & set(genes.astype(str).str.upper()):
+            hint = "They differ in upper and lower case: change adata.var_names, or take gene sets of this species."
         if PEAK.match(str(genes[0])):
             hint = "For sets of genes, say which peaks belong to which gene: var_to_gene=sae.tl.peaks_to_genes(...)."
         raise ValueError(

@@ -45,9 +45,9 @@ class Decoder:
         intervenes = steps and _has(model, "intervene")
         if not (intervenes or _has(model, "decode")):
             raise TypeError(
-                f"model= is a {type(model).__name__}, which has no method decode(z, data). Pass an object that returns "
-                "expression for the latent z of the cells in data: an AnnData, an array (cells × genes), or a dict with one "
-                "of them per modality."
+                f"model= is a {type(model).__name__}, which has no method decode(z, data). Pass a model, such as "
+                "sae.models.PCA(adata) or sae.models.SCVI(trained), or one of your own, whose decode(z, data) returns the "
+                "expression for the latent z of the cells in data."
             )
         decoder = cls(model, (), where, intervenes)
         found = decoder._split(decoder._call(z, None, cell), cell)

@@ -209,6 +209,11 @@ def latent(held: Holder, key: str) -> Representation:
     stored = read(held, key)
     names = stored["weights"].get("input_names", ())
     found = representation(held, stored["encoded"]["use_rep"], stored["encoded"]["layer"])
+    if found.matrix.shape[1] != len(stored["weights"]["W_enc"]):
+        raise ValueError(
+            f"{found.where} has {found.matrix.shape[1]} columns; the SAE {key!r} reads {len(stored['weights']['W_enc'])}. Was it "
+            "computed again? Run sae.tl.fit and sae.tl.encode on it, or bring back the one before."
+        )
     return Representation(columns_in_order(found, names), found.where, np.asarray(names) if len(names) else None)
 
 
@@ -326,8 +331,8 @@ def replace_rows(old: pd.DataFrame | None, new: pd.DataFrame, values: Mapping[st
     return plain_index(pd.DataFrame(joined))
 
 
-def resolve(features: Features, names: pd.Index) -> np.ndarray:
-    """Turn feature names or numbers into positions; None means all."""
+def resolve(features: Features, names: pd.Index, given: pd.Series | None = None) -> np.ndarray:
+    """Turn features into positions: by number, by row, or by the name that `tl.name_features` gave; None means all."""
     if features is None:
         return np.arange(len(names))
     asked: Iterable[str | int] = [features] if isinstance(features, str | int | np.integer) else features
@@ -341,12 +346,21 @@ def resolve(features: Features, names: pd.Index) -> np.ndarray:
             positions.append(int(feature))
         elif feature in names:
             positions.append(int(names.get_indexer(pd.Index([feature]))[0]))
+        elif given is not None and (given == feature).any():
+            positions.append(int(np.flatnonzero(given == feature)[0]))
         else:
-            nearest = difflib.get_close_matches(str(feature), list(names), n=3, cutoff=0)
-            raise KeyError(
-                f"There is no feature {feature!r}; the nearest names are {listing(nearest)}. "
-                f"The SAE has {len(names)} features, {names[0]!r} to {names[-1]!r}."
-            )
+            raise KeyError(_unknown(feature, names, given))
     if not positions:
         raise ValueError("No features were given. Pass names or numbers, or None for all.")
     return np.asarray(list(dict.fromkeys(positions)), dtype=np.int64)
+
+
+def _unknown(feature: object, names: pd.Index, given: pd.Series | None) -> str:
+    """Say which features there are, and which ones could be meant."""
+    text = f"There is no feature {feature!r}: the SAE has {len(names)} features, {names[0]!r} to {names[-1]!r}."
+    if given is not None:
+        alike = given.index[given.astype(str).str.contains(str(feature), case=False, regex=False)]
+        if len(alike):
+            return f"{text} Names with it have {listing(alike, 5)}."
+    nearest = difflib.get_close_matches(str(feature), list(names), n=3)
+    return f"{text} Did you mean {listing(nearest)}?" if nearest else text

@@ -36,6 +36,9 @@ def main(arguments: list[str] | None = None) -> None:
         adata.layers["counts"] = adata.X.copy()
         sc.pp.normalize_total(adata, target_sum=1e4)
         sc.pp.log1p(adata)
+    if options.use_rep is None and "X_pca" not in adata.obsm:
+        print("no embedding was given with --use-rep: 50 principal components are computed")
+        sc.pp.pca(adata)
     net, collection = (options.net, None) if options.net else (sae.datasets.immune_markers(), "immune_markers")
     groupby = options.groupby or _guess_labels(adata)
     print(f"{adata.n_obs} cells × {adata.n_vars} genes; labels: {groupby or 'none'}")

@@ -427,7 +427,7 @@ def test_h5mu(make_mudata, tmp_path, compare):
 BAD = {
     "no features": ({}, ValueError, r"batch= and groupby= are needed.*Or pass features="),
     "no labels": ({"batch": "phase"}, ValueError, r"batch= and groupby= are needed"),
-    "unknown feature": ({"features": "sae_99"}, KeyError, r"no feature 'sae_99'; the nearest names are"),
+    "unknown feature": ({"features": "sae_99"}, KeyError, r"no feature 'sae_99': the SAE has"),
     "unknown number": ({"features": [0, 40]}, KeyError, r"no feature 40: the SAE has 32 features"),
     "empty": ({"features": []}, ValueError, r"No features were given"),
     "unknown batch": ({"features": 0, "batch": "run"}, KeyError, r"adata\.obs has no column 'run'"),

@@ -5,6 +5,7 @@ import mudata
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
 from scipy import sparse, stats
 from sklearn.metrics import roc_auc_score
 
@@ -514,3 +515,24 @@ def test_nothing_is_written_when_the_model_fails_half_way(adata, feature, compar
     with pytest.raises(RuntimeError, match="out of memory"):
         steer(adata, feature, Failing(), key_added="X_up", layer_added="up", doses=[1], groupby="group", n_controls=9)
     compare.assert_same(before, compare.state(adata))
+
+
+def test_components_of_other_cells_or_of_another_run_are_refused(pbmc, compare):
+    sc.pp.pca(pbmc, n_comps=20)
+    sae.tl.fit(pbmc, n_features=16, steps=20, progress=False)
+    sae.tl.encode(pbmc)
+    part = pbmc[:300].copy()
+    sc.pp.pca(part, n_comps=20)
+    before = compare.state(pbmc)
+    with pytest.raises(
+        ValueError, match="The PCA does not make the latent of the SAE from the expression of adata: it is of other"
+    ):
+        sae.tl.steer(pbmc, 0, model=sae.models.PCA(part), progress=False)
+    fewer = pbmc.copy()
+    sc.pp.pca(fewer, n_comps=10)
+    with (
+        pytest.warns(UserWarning, match="has another 'X_pca'"),
+        pytest.raises(ValueError, match=r"X_pca'\] has 10 columns; the SAE 'sae' reads 20"),
+    ):
+        sae.tl.steer(fewer, 0, model=sae.models.PCA(fewer), progress=False)
+    compare.assert_same(before, compare.state(pbmc))

@@ -153,7 +153,7 @@ def _check_direction(
     """Refuse cells that were moved along anything but one feature, from where they were or from their reconstruction."""
     stored: Mapping[str, Any] = _schema.read(held, key)
     model = _schema.model(stored)
-    [number] = _schema.resolve(feature, _schema.feature_names(key, len(model.W_dec)))
+    [number] = _schema.resolve(feature, _schema.feature_names(key, len(model.W_dec)), stored["features"].get("name"))
     direction = model.W_dec[number].astype(np.float64)
     rounding = RESOLUTION * np.linalg.norm(z)
 

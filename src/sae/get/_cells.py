@@ -52,7 +52,7 @@ def activations(data: Data, feature: Features = None, *, key: str = "sae", mod: 
     obsm = {name: held.data.obsm[name] for name in keys if name not in (key, "X_pca")}
     uns = {name: value for name, value in held.data.uns.items() if name.endswith("_colors")}
     var = features(data, key=key, mod=mod)
-    chosen = _schema.resolve(feature, var.index)
+    chosen = _schema.resolve(feature, var.index, var.get("name"))
     return ad.AnnData(X=a[:, chosen], obs=held.data.obs, var=var.iloc[chosen], obsm=obsm, uns=uns).copy()
 
 

@@ -68,9 +68,10 @@ def label_matrix(
         raise ValueError(f"Labels of several columns were scored: {listing(scored)}. Pass one of them as groupby=.")
     table = rows_of(of(table, "groupby", groupby), features, data, key, mod)
     table = table.astype({"feature": str, "label": str})
-    names = _schema.features(held, key).index
+    known = _schema.features(held, key)
     matrix = table.pivot(index="feature", columns="label", values=metric)
-    matrix = matrix.loc[names[_schema.resolve(features, names)], table["label"].unique()]
+    rows = known.index[_schema.resolve(features, known.index, known.get("name"))]
+    matrix = matrix.loc[rows, table["label"].unique()]
     return matrix.rename_axis(index="feature", columns=groupby or scored[0])
 
 
@@ -137,8 +138,9 @@ def by_label(
 
     held = holder(data, mod)
     a = _schema.activations(held, key)
-    names = _schema.feature_names(key, a.shape[1])
-    chosen = _schema.resolve(features, names)
+    table = _schema.features(held, key)
+    names = table.index
+    chosen = _schema.resolve(features, names, table.get("name"))
     groups = _groups(held, groupby, order, n_bins)
     known = groups.codes >= 0
     codes, n_labels = groups.codes[known], len(groups.names)

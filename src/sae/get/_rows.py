@@ -32,8 +32,8 @@ def rows_of(table: pd.DataFrame, feature: Features, data: Data, key: str, mod: s
     """Keep the rows of some features."""
     if feature is None:
         return table
-    names = _schema.features(holder(data, mod), key).index
-    return table[table["feature"].isin(names[_schema.resolve(feature, names)])]
+    known = _schema.features(holder(data, mod), key)
+    return table[table["feature"].isin(known.index[_schema.resolve(feature, known.index, known.get("name"))])]
 
 
 def in_order(table: pd.DataFrame, by: Sequence[str], ascending: Sequence[bool], max_padj: float | None) -> pd.DataFrame:

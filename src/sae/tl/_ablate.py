@@ -147,7 +147,7 @@ def ablate(
     if features is None:
         chosen = _found(told, groups, names, threshold, label_threshold, held.where)
     else:
-        chosen = _schema.resolve(features, names)
+        chosen = _schema.resolve(features, names, stored["features"].get("name"))
     compared = groups.batch is not None or bool(groups.labels)
     scored = groups.of(_sample(len(groups.rows), max_cells, n_neighbors if compared else 0, held.where, rng))
     size = step_sizes(a, W_dec)

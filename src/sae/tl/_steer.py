@@ -21,9 +21,12 @@ from ..core.controls import Measures, Sample, alike_in_activity, few_of_each, ra
 from ..core.neighbours import Reference
 from ..core.rows import Matrix, read_rows, row_blocks
 from ..core.steering import INTERVENTIONS, Decode, Intervention, Steps, chunk_rows
+from ..models import PCA
 
 MAX_REFERENCE, MAX_PER_LABEL, MAX_CONTROL_CELLS = 2_500, 100, 100
 PSEUDOCOUNT = 0.1
+CHECKED_CELLS, WRONG_MODEL = 200, 0.01
+"""Cells whose latent a PCA has to make again, and the share of its variance by which it may miss."""
 
 
 def steer(
@@ -181,9 +184,11 @@ def steer(
     held = holder(data, mod)
     a = _schema.activations(held, key)
     latent = _schema.latent(held, key).matrix
-    chosen = _schema.resolve(feature, _schema.feature_names(key, a.shape[1]))
+    known = _schema.features(held, key)
+    chosen = _schema.resolve(feature, known.index, known.get("name"))
     cohort = _cohort(held, cells, groupby)
     steps = _steps(held, key, a, latent, chosen, cohort, how, reconstruct)
+    _check_model(model, held, cohort.rows, latent)
     first = cohort.rows[:1]
     decoder = Decoder.of(model, read_rows(latent, first).astype(np.float32, copy=False), held.data[first], steps=True)
     part = _part(data, decoder, var_mod)
@@ -236,6 +241,20 @@ def steer(
         time=start,
         deep=f"added\n    {held.where}.uns[{key!r}]['steering'], {len(found['genes'])} rows of genes" + added.told(),
     )
+
+
+def _check_model(model: object, held: Holder, rows: np.ndarray, latent: Matrix) -> None:
+    """Refuse principal components of other cells or another run, whose predictions would look plausible."""
+    if not isinstance(model, PCA):
+        return
+    some = rows[:: -(-len(rows) // CHECKED_CELLS)]
+    z = read_rows(latent, some)
+    own = model.embed(held.data[some])
+    if own.shape != z.shape or np.square(own - z).sum() > WRONG_MODEL * np.square(z - z.mean(axis=0)).sum():
+        raise ValueError(
+            f"The PCA does not make the latent of the SAE from the expression of {held.where}: it is of other cells, or sc.pp.pca was "
+            "run again since. Pass sae.models.PCA of the object and the components that the SAE was trained on."
+        )
 
 
 @dataclass(frozen=True)
