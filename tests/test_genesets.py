@@ -207,3 +207,13 @@ def test_sets_that_are_left_out_are_counted():
 def test_nothing_to_match_is_refused(net, sizes, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         match(net, GENES, min_size=sizes[0], max_size=sizes[1])
+
+
+def test_genes_that_differ_in_case_are_told():
+    net = {"a": ["C3", "CD3E", "CD79A"], "b": ["C3", "LYZ"]}
+    mouse = pd.Index(["C3", "Cd3e", "Cd79a", "Lyz"])
+    with pytest.warns(UserWarning, match="Only 1 genes of the net are in the data, and 4 where upper and lower case"):
+        match(net, mouse, min_size=1, max_size=None)
+    with pytest.raises(ValueError, match="no gene in common.*They differ in upper and lower case"):
+        match(net, mouse[1:], min_size=1, max_size=None)
+    match(net, mouse.str.upper(), min_size=1, max_size=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import re
+import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -149,13 +150,22 @@ def match(net: Net, genes: pd.Index, *, min_size: int, max_size: int | None) -> 
     measured = table[position >= 0]
     if measured.empty:
         hint = "Do both use the same identifiers (symbols or Ensembl ids) and species?"
-        if set(table["target"].str.upper()) & set(genes.astype(str).str.upper()):
+        if _shared(table, genes, folded=True):
             hint = "They differ in upper and lower case: change adata.var_names, or take gene sets of this species."
         if PEAK.match(str(genes[0])):
             hint = "For sets of genes, say which peaks belong to which gene: var_to_gene=sae.tl.peaks_to_genes(...)."
         raise ValueError(
             f"net and data have no gene in common. The net has {listing(table['target'].unique()[:5])}; "
             f"the data has {listing(genes[:5])}. {hint}"
+        )
+    exact, folded = _shared(table, genes), _shared(table, genes, folded=True)
+    if folded > 2 * exact:
+        warnings.warn(
+            f"Only {exact} genes of the net are in the data, and {folded} where upper and lower case are taken as one "
+            f"({listing(table['target'].unique()[:3])}; {listing(genes[:3])}). Change adata.var_names, or take gene sets of "
+            "this species.",
+            UserWarning,
+            stacklevel=4,
         )
     sizes = measured["source"].value_counts(sort=False)
     fitting = sizes.index[(sizes >= min_size) & (sizes <= (np.inf if max_size is None else max_size))]
@@ -172,3 +182,9 @@ def match(net: Net, genes: pd.Index, *, min_size: int, max_size: int | None) -> 
     values = measured["weight"].to_numpy(dtype=np.float64)
     weights = sparse.csr_matrix((values, (rows, columns)), shape=(len(names), len(genes)))
     return GeneSets(names, weights, len(sizes) - len(fitting) - n_large, n_large, n_sets - len(sizes))
+
+
+def _shared(table: pd.DataFrame, genes: pd.Index, *, folded: bool = False) -> int:
+    """Count the genes of a net that are measured, by name, or by name in whatever case."""
+    targets, names = pd.Index(table["target"].unique()), genes.astype(str)
+    return int((targets.str.upper().isin(names.str.upper()) if folded else targets.isin(names)).sum())
