@@ -121,6 +121,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
         for path in options.h5ad:
             measure(Path(path).stem, ad.read_h5ad(path), folder)
         for size in options.size or ([] if options.h5ad else SIZES):
