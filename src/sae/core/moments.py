@@ -16,7 +16,7 @@ from numba import float64, njit
 from scipy import sparse
 
 from .groups import Groups
-from .rows import Matrix, row_blocks, take_rows
+from .rows import Matrix, pieces, row_blocks
 from .workers import Workers, available_threads
 
 CHUNK_VALUES = 16_000_000
@@ -89,9 +89,7 @@ class Moments:
 
 def chunks(x: Matrix) -> Iterator[tuple[slice, Matrix]]:
     """Read a matrix (n, g) in chunks of rows: CSR if it is sparse, else float64."""
-    n, g = x.shape
-    for rows in row_blocks(n, max(1, min(CHUNK_ROWS, CHUNK_VALUES // max(g, 1)))):
-        part = take_rows(x, rows)
+    for rows, part in pieces(x, max(1, min(CHUNK_ROWS, CHUNK_VALUES // max(x.shape[1], 1)))):
         yield rows, part if sparse.issparse(part) else np.ascontiguousarray(part, dtype=np.float64)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, TypeAlias
@@ -14,6 +15,9 @@ from scipy import sparse
 Matrix: TypeAlias = Any
 """A NumPy array or a SciPy CSR matrix; or, on disk, anything with a shape that gives rows for a slice."""
 
+PIECE_BYTES = 64_000_000
+"""What is read from disk at a time, unless a single chunk there is larger; two such pieces are held."""
+CHUNKS_PER_PIECE = 4
 DISK_BLOCK_ROWS = 256
 DISK_BLOCKS_SHUFFLED = 128
 
@@ -24,6 +28,72 @@ def take_rows(x: Matrix, rows: slice | np.ndarray) -> Any:
     if hasattr(part, "compute"):
         part = part.compute()
     return as_csr(part) if sparse.issparse(part) else np.asarray(part)
+
+
+def pieces(x: Matrix, size: int) -> Iterator[tuple[slice, Any]]:
+    """Yield the rows of `x` (n, d) in order, `size` at a time, in memory as :func:`take_rows` gives them.
+
+    From disk, several chunks of the file are read at once, the next ones while those before are in use.
+    """
+    n = x.shape[0]
+    if not on_disk(x):
+        for rows in row_blocks(n, size):
+            yield rows, take_rows(x, rows)
+        return
+    least = stored_rows(x)
+    at_once = max(least, min(CHUNKS_PER_PIECE * least, int(PIECE_BYTES / max(row_bytes(x), 1))))
+    larger = list(row_blocks(n, -(-at_once // size) * size))
+    ahead = reads_ahead(x)
+    with ThreadPoolExecutor(1) as reader:
+        waiting = None
+        for number, rows in enumerate(larger):
+            part = take_rows(x, rows) if waiting is None else waiting.result()
+            follows = ahead and number + 1 < len(larger)
+            waiting = reader.submit(take_rows, x, larger[number + 1]) if follows else None
+            for some in row_blocks(rows.stop - rows.start, size):
+                yield slice(rows.start + some.start, rows.start + some.stop), part[some]
+
+
+def is_dask(x: Matrix) -> bool:
+    """Tell whether this is a dask array."""
+    return type(x).__module__.partition(".")[0] == "dask"
+
+
+def _stored(x: Matrix) -> Any:
+    """Return the array on disk that some rows or columns are of."""
+    while isinstance(x, Rows | Columns):
+        x = x.matrix
+    return x
+
+
+def stored_rows(x: Matrix) -> int:
+    """Rows that a file can only give together: a chunk of HDF5, Zarr or dask (the median one); 1 in memory."""
+    x = _stored(x)
+    if is_dask(x):
+        return max(1, int(np.median(x.chunks[0])))
+    group = getattr(x, "group", None)
+    chunked = getattr(x if group is None else group["data"], "chunks", None)
+    if not chunked:
+        return 1
+    return chunked[0] if group is None else max(1, int(chunked[0] / max(_stored_per_row(group), 1)))
+
+
+def row_bytes(x: Matrix) -> float:
+    """Bytes that a row takes in memory, on average; of a sparse dask array those that a dense one would take."""
+    stored = _stored(x)
+    group = getattr(stored, "group", None)
+    if group is None:
+        return x.shape[1] * x.dtype.itemsize
+    return _stored_per_row(group) * (x.dtype.itemsize + group["indices"].dtype.itemsize)
+
+
+def _stored_per_row(group: Any) -> float:
+    return group["data"].shape[0] / max(group["indptr"].shape[0] - 1, 1)
+
+
+def reads_ahead(x: Matrix) -> bool:
+    """Tell whether another thread may read rows: not of a model's predictions, whose code is the user's."""
+    return type(_stored(x)).__module__.partition(".")[0] in ("h5py", "zarr", "dask", "anndata")
 
 
 def dense_rows(x: Matrix, rows: slice | np.ndarray) -> np.ndarray:
