@@ -16,6 +16,7 @@ from .core.architectures import ARCHITECTURES
 from .core.autoencoder import Autoencoder
 from .core.pareto import pareto
 from .core.preprocess import directions as decoder_directions
+from .core.rows import Matrix, on_disk, take_rows
 
 SCHEMA_VERSION = 1
 WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
@@ -195,13 +196,22 @@ def directions(stored: Mapping[str, Any]) -> np.ndarray:
     return decoder_directions(stored["weights"]["W_dec"], None if factors is None else np.asarray(factors))
 
 
-def activations(held: Holder, key: str) -> sparse.csr_matrix:
-    """Return the activations (n, h), warning when the representation they came from has changed."""
+def activations(held: Holder, key: str, *, stacklevel: int = 4) -> Matrix:
+    """Return the activations (n, h), CSR or on disk, warning when the representation they came from has changed."""
     stored = read(held, key)
     if key not in held.data.obsm or "features" not in stored:
         raise KeyError(f"{held.where}.obsm has no activations {key!r}. Run sae.tl.encode(..., key={key!r}) first.")
-    warn_if_changed(held, key, stored["encoded"], stored["weights"].get("input_names", ()), stacklevel=4)
-    return sparse.csr_matrix(held.data.obsm[key])
+    warn_if_changed(held, key, stored["encoded"], stored["weights"].get("input_names", ()), stacklevel=stacklevel)
+    return _stored_activations(held.data.obsm[key])
+
+
+def _stored_activations(a: Any) -> Matrix:
+    return a if on_disk(a) else sparse.csr_matrix(a)
+
+
+def activations_in_memory(held: Holder, key: str) -> sparse.csr_matrix:
+    """Return the activations (n, h), read whole if they are on disk."""
+    return sparse.csr_matrix(take_rows(activations(held, key, stacklevel=5), slice(None)))
 
 
 def latent(held: Holder, key: str) -> Representation:

@@ -47,7 +47,7 @@ def activations(data: Data, feature: Features = None, *, key: str = "sae", mod: 
     (700, 32)
     """
     held = holder(data, mod)
-    a = _schema.activations(held, key)
+    a = _schema.activations_in_memory(held, key)
     keys = joint_keys(held.data) if is_mudata(held.data) else list(held.data.obsm)
     obsm = {name: held.data.obsm[name] for name in keys if name not in (key, "X_pca")}
     uns = {name: value for name, value in held.data.uns.items() if name.endswith("_colors")}

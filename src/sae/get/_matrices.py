@@ -137,7 +137,7 @@ def by_label(
     from ..core.label_means import label_means
 
     held = holder(data, mod)
-    a = _schema.activations(held, key)
+    a = _schema.activations_in_memory(held, key)
     table = _schema.features(held, key)
     names = table.index
     chosen = _schema.resolve(features, names, table.get("name"))

@@ -138,7 +138,7 @@ def ablate(
 
     _check(threshold, label_threshold, n_controls=n_controls, n_neighbors=n_neighbors, max_cells=max_cells)
     held, rng = holder(data, mod), np.random.default_rng(rng)
-    a, latent, stored = _schema.activations(held, key), _schema.latent(held, key), _schema.read(held, key)
+    a, latent, stored = _schema.activations_in_memory(held, key), _schema.latent(held, key), _schema.read(held, key)
     W_dec, variance = _schema.model(stored).W_dec, stored["params"]["variance"]
     names = _schema.feature_names(key, a.shape[1])
     key_added = _target(held, key_added, stored)

@@ -217,7 +217,7 @@ def evaluate(
 
     _check(baselines, n_cells=n_cells, n_splits=n_splits, n_bootstrap=n_bootstrap, n_neighbors=n_neighbors)
     held, baselines = holder(data, mod), list(dict.fromkeys(baselines))
-    a = _schema.activations(held, key)
+    a = _schema.activations_in_memory(held, key)
     stored, found = _schema.read(held, key), _schema.latent(held, key)
     labels = None if groupby is None else label_column(held.data.obs, groupby, held.where)
     known = np.arange(held.data.n_obs) if labels is None else np.flatnonzero(labels.codes >= 0)

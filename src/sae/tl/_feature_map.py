@@ -132,7 +132,7 @@ def feature_map(
     _check(space, n_neighbors, resolution, of_space)
     seed = integer_seed(rng)
     held = holder(data, mod)
-    activations = _schema.activations(held, key)
+    activations = _schema.activations_in_memory(held, key)
     names = _schema.feature_names(key, activations.shape[1])
     start = logg.info(f"mapping {len(names)} features of {key!r} by {space}")
     if space == "coactivation":

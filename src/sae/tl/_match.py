@@ -145,8 +145,8 @@ def match(
     chosen = _chosen(left, right, cells) if by == "auto" else by
     needed = chosen in ("activations", "genes")
     active = (
-        _schema.activations(held_a, key) if needed or left.encoded else None,
-        _schema.activations(held_b, key_b) if needed or right.encoded else None,
+        _schema.activations_in_memory(held_a, key) if needed or left.encoded else None,
+        _schema.activations_in_memory(held_b, key_b) if needed or right.encoded else None,
     )
     if chosen == "decoder":
         compared = _decoders(left, right)

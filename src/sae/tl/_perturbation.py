@@ -170,7 +170,7 @@ def perturbation(
     if not 0 < max_fdr <= 1:
         raise ValueError(f"max_fdr={max_fdr} is not a rate above 0, up to 1.")
     held = holder(data, mod)
-    a = _schema.activations(held, key)
+    a = _schema.activations_in_memory(held, key)
     cells = _cells(held, groupby, control, batch, min_cells)
     targets = _targets(data, held, cells, target, layer=layer, var_mod=var_mod)
     rng = np.random.default_rng(rng)

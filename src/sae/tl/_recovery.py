@@ -128,7 +128,7 @@ def recovery(
     _check(thresholds, edges, cut)
     held = holder(data, mod)
     if use_rep is None and layer is None:
-        a: Matrix = _schema.activations(held, key)
+        a: Matrix = _schema.activations_in_memory(held, key)
         names = _schema.feature_names(key, a.shape[1])
         latent = _schema.latent(held, key).matrix if ceiling else None
     else:

@@ -182,7 +182,7 @@ def steer(
     how.check(n_controls, n_neighbors, n_genes)
     rng = np.random.default_rng(rng)
     held = holder(data, mod)
-    a = _schema.activations(held, key)
+    a = _schema.activations_in_memory(held, key)
     latent = _schema.latent(held, key).matrix
     known = _schema.features(held, key)
     chosen = _schema.resolve(feature, known.index, known.get("name"))
@@ -482,7 +482,7 @@ def _pool(
     n_active: list[np.ndarray] = []
     own = _read_by(held, key)
     for name in dict.fromkeys([key, *control_keys]):
-        n_active.append(_schema.activations(held, name).getnnz(axis=0))
+        n_active.append(_schema.activations_in_memory(held, name).getnnz(axis=0))
         if _read_by(held, name) != own:
             raise ValueError(
                 f"The SAE {name!r} of control_keys= is of {_read_by(held, name)[0]!r} and {key!r} of {own[0]!r}, or of other columns "
