@@ -1,4 +1,4 @@
-"""Make `schema_1.h5ad`: small real cells with the results of every verb that stores any.
+"""Make `schema_1.h5ad`, and the same as Zarr in a zip: small real cells with the results of every verb that stores any.
 
 The file is kept: what this version of the package wrote must stay readable, and figures are compared on it, because training
 differs a little from machine to machine. Make another one, under the next number, when the layout changes.
@@ -6,7 +6,9 @@ differs a little from machine to machine. Make another one, under the next numbe
 
 from __future__ import annotations
 
+import tempfile
 import warnings
+import zipfile
 from pathlib import Path
 
 import anndata as ad
@@ -57,7 +59,19 @@ def make(path: Path) -> None:
         ad.io.write_elem(file, "/", adata, dataset_kwargs={"compression": "gzip"})
 
 
+def zip_zarr(h5ad: Path, path: Path) -> None:
+    """Write the same as Zarr, all its small files in one."""
+    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        ad.read_h5ad(h5ad).write_zarr(folder)
+        for file in sorted(Path(folder).rglob("*")):
+            if file.is_file():
+                archive.write(file, file.relative_to(folder))
+
+
 if __name__ == "__main__":
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        make(Path(__file__).with_name("schema_1.h5ad"))
+        ad.settings.zarr_write_format = 3
+        path = Path(__file__).with_name("schema_1.h5ad")
+        make(path)
+        zip_zarr(path, path.with_name("schema_1.zarr.zip"))
