@@ -206,10 +206,10 @@ def main() -> None:
         written.rename(path)
     root = zarr.open_group(path, mode="r")
     stored = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / GB
-    values = root["X"]["data"].shape[0]
+    n_stored, values = root["embedding"].shape[0], root["X"]["data"].shape[0]
     print(
-        f"{len(root['embedding']):,} cells × {N_INPUTS} and × {N_GENES:,} genes, {values / len(root['embedding']):.0f} of them not zero: "
-        f"{stored:.1f} GB on disk, {8 * values / GB:.1f} GB as CSR, {4 * len(root['embedding']) * N_GENES / GB:.0f} GB dense\n"
+        f"{n_stored:,} cells × {N_INPUTS} and × {N_GENES:,} genes, {values / n_stored:.0f} of them not zero: "
+        f"{stored:.1f} GB on disk, {8 * values / GB:.1f} GB as CSR, {4 * n_stored * N_GENES / GB:.0f} GB dense\n"
     )
     names = ("read the embedding", "read the genes", "fit", "encode", "rank_genes")
     print(

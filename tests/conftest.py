@@ -169,7 +169,7 @@ class Comparison:
         """Copy everything that a verb could touch."""
         with warnings.catch_warnings():
             # anndata says so at every copy; repeated gene names are among the bad input.
-            warnings.filterwarnings("ignore", message="Variable names are not unique", module="anndata")
+            warnings.filterwarnings("ignore", message="Variable names are not unique")
             copied = data.copy()
         if isinstance(data, mudata.MuData):
             slots = {name: Comparison.state(part) for name, part in copied.mod.items()}

@@ -26,7 +26,7 @@ ON_TABLES = {"pl.recovery"}
 ON_DATA = {
     name: function
     for name, function in PUBLIC.items()
-    if not name.startswith(("datasets.", "io.read_", "models.")) and name not in ON_TABLES
+    if not name.startswith(("datasets.", "io.read", "models.")) and name not in ON_TABLES
 }
 MOST_POSITIONAL = 3
 NAMES_A_REPRESENTATION = {"tl.ablate", "tl.steer", "get.ablation", "pl.steer"}
@@ -111,7 +111,7 @@ def test_the_api_is_what_is_promised():
         sae.get.__all__
     )
     assert {"immune_markers", "pbmc68k", "simulate_programs", "simulate_small"} <= set(sae.datasets.__all__)
-    assert {"read_gmt", "read_go"} <= set(sae.io.__all__)
+    assert {"read", "read_gmt", "read_go", "read_saelens", "write", "write_saelens"} <= set(sae.io.__all__)
     assert {"Autoencoder", "PCA", "SCVI", "MultiDGD", "Geneformer", "Functions", "activations"} <= set(
         sae.models.__all__
     )
@@ -201,7 +201,7 @@ ALLOWED = {
     "_names": {"get", "_schema", "_data"},
     "_ontology": {"_data", "_genesets"},
     "_design": {"_data"},
-    "io": {"_schema", "_data", "_genesets", "_ontology", "core"},
+    "io": {"_schema", "_data", "_genesets", "_ontology", "core", "io"},
     "datasets": {"core", "datasets"},
     "models": {"_data", "_expression", "_progress", "core", "models"},
     "_prediction": {"_data", "core"},
@@ -316,8 +316,8 @@ def test_imports(path):
         ("pl/_history.py", "from ..tl import fit", False),
         ("get/_model.py", "from ..core.autoencoder import Autoencoder", True),
         ("get/_cells.py", "from ..tl import fit", False),
-        ("io.py", "from ._genesets import read_gmt", True),
-        ("io.py", "from .tl import enrich", False),
+        ("io/_sae.py", "from .._genesets import read_gmt", True),
+        ("io/_sae.py", "from ..tl import enrich", False),
         ("_data.py", "from . import _schema", True),
         ("_data.py", "from .get import model", False),
         ("datasets/_a.py", "from .._data import listing", False),

@@ -44,12 +44,8 @@ def test_promoter_body_and_nearest_start():
     assert peaks_to_genes(cells(PEAKS), GENES)["peak_type"].tolist() == ["promoter", "body", "promoter", "body"]
     table = peaks_to_genes(cells(PEAKS), GENES, upstream=0, downstream=5000, max_distance=20_000)
     assert table["peak_type"].tolist() == ["distal", "promoter", "distal", "distal", "promoter"]
-    assert table.dtypes.astype(str).to_dict() == {
-        "peak": "object",
-        "gene": "object",
-        "distance": "int64",
-        "peak_type": "object",
-    }
+    text = pd.Series(["a"]).dtype  # object, and str with pandas 3
+    assert table.dtypes.to_dict() == {"peak": text, "gene": text, "distance": np.int64, "peak_type": text}
 
 
 @pytest.mark.parametrize("pattern", ["{}:{}-{}", "{}_{}_{}", "{}:{}_{}", "{}-{}-{}"])

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 Data: TypeAlias = "ad.AnnData | MuData"
 
 FINGERPRINT_ROWS = 1_000
+LARGEST = float(np.finfo(np.float32).max)
+"""Encoders are float32; and values of this size can be squared in float64."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ def modality(mdata: MuData, mod: str) -> ad.AnnData:
 
 def listing(names: object, most: int = 10) -> str:
     """Write names for a message: quoted, and shortened after `most`."""
-    quoted = [repr(str(name)) for name in names]  # type: ignore[attr-defined]
+    # anndata 0.13 lists X among the layers, as None.
+    quoted = [repr(str(name)) for name in names if name is not None]  # type: ignore[attr-defined]
     if not quoted:
         return "none"
     return ", ".join(quoted[:most]) + (f", ... ({len(quoted)} in all)" if len(quoted) > most else "")
@@ -145,6 +148,9 @@ def in_memory(matrix: Any, where: str) -> np.ndarray | sparse.csr_matrix:
     """Return a dense array or CSR matrix, or say that this is none."""
     if matrix is None:
         raise ValueError(f"{where} is None: there are no values to read.")
+    if isinstance(matrix, np.ndarray) or sparse.issparse(matrix):
+        # Nothing compiled knows the extended precision of some processors.
+        matrix = matrix.astype(np.float64) if matrix.dtype == np.longdouble else matrix
     if sparse.issparse(matrix):
         return as_csr(matrix)
     if isinstance(matrix, np.ndarray):
@@ -157,27 +163,29 @@ def in_memory(matrix: Any, where: str) -> np.ndarray | sparse.csr_matrix:
 
 
 def refuse_non_finite(matrix: Matrix, where: str) -> None:
-    """Raise an error that says how many values are NaN or infinite and in which rows."""
+    """Raise an error that says how many values are NaN, infinite or beyond float32, and in which rows."""
     from .core.moments import chunks
 
     if not np.issubdtype(matrix.dtype, np.inexact):
         return
-    with np.errstate(over="ignore", invalid="ignore"):
-        if not on_disk(matrix) and np.isfinite(matrix.sum(dtype=np.float64)):
+    if not on_disk(matrix):
+        values = matrix.data if sparse.issparse(matrix) else matrix
+        if values.size == 0 or (float(values.min()) >= -LARGEST and float(values.max()) <= LARGEST):
             return
-    rows_of_bad = []
+    rows_of_bad, n_large = [], 0
     for rows, part in chunks(matrix):
-        if sparse.issparse(part):
-            found = np.searchsorted(part.indptr, np.flatnonzero(~np.isfinite(part.data)), side="right") - 1
-        else:
-            found = np.nonzero(~np.isfinite(part))[0]
+        values = part.data if sparse.issparse(part) else part
+        bad = ~(np.abs(values) <= LARGEST)
+        n_large += np.isfinite(values[bad]).sum()
+        found = np.searchsorted(part.indptr, np.flatnonzero(bad), "right") - 1 if bad.ndim == 1 else np.nonzero(bad)[0]
         rows_of_bad.append(rows.start + found)
     n_bad = sum(map(len, rows_of_bad))
     if n_bad:
         bad_rows = np.unique(np.concatenate(rows_of_bad))
         first = ", ".join(map(str, bad_rows[:5])) + (", ..." if len(bad_rows) > 5 else "")
+        what = "NaN or infinite values" if n_large == 0 else f"NaN, infinite or too large values (above {LARGEST:.1e})"
         raise ValueError(
-            f"{where} has {n_bad} NaN or infinite values in {len(bad_rows)} of {matrix.shape[0]} rows (rows {first}). "
+            f"{where} has {n_bad} {what} in {len(bad_rows)} of {matrix.shape[0]} rows (rows {first}). "
             "Remove these cells, or recompute the matrix."
         )
 
@@ -187,7 +195,8 @@ def fingerprint(held: Holder, matrix: Matrix, columns: np.ndarray | slice = slic
     n = matrix.shape[0]
     rows = np.linspace(0, n - 1, min(n, FINGERPRINT_ROWS)).astype(np.int64)
     names = "\n".join(held.data.obs_names[rows].astype(str))
-    values = np.ascontiguousarray(read_rows(matrix, rows)[:, columns], dtype=np.float32)
+    with np.errstate(over="ignore"):
+        values = np.ascontiguousarray(read_rows(matrix, rows)[:, columns], dtype=np.float32)
     digests = (hashlib.blake2b(part, digest_size=12).hexdigest() for part in (names.encode(), values.tobytes()))
     return "-".join(digests)
 

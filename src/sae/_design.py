@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from ._data import Holder, listing
+from ._lazy import column as read_column
 
 MAX_CATEGORIES = 1_000
 MAX_LABELS = 1_000
@@ -39,11 +41,11 @@ def codes(held: Holder, column: str, rows: np.ndarray | slice, argument: str, *,
     return found
 
 
-def label_column(obs: pd.DataFrame, groupby: str, where: str) -> pd.Categorical:
+def label_column(obs: Any, groupby: str, where: str) -> pd.Categorical:
     """Read a column of labels, with unused categories dropped."""
     if not isinstance(groupby, str) or groupby not in obs.columns:
         raise KeyError(f"{where}.obs has no column {groupby!r}; it has {listing(obs.columns)}.")
-    column = obs[groupby]
+    column = read_column(obs, groupby)
     if pd.api.types.is_float_dtype(column):
         raise ValueError(
             f"{where}.obs[{groupby!r}] is continuous ({column.dtype}). Pass a column of labels, or make one with pd.cut."
@@ -108,7 +110,7 @@ def _values(held: Holder, column: str, rows: np.ndarray | slice, argument: str) 
         raise KeyError(
             f"{held.where}.obs has no column {column!r}; it has {listing(obs.columns)}. Pass one of them in {argument}=."
         )
-    values, place = obs[column].iloc[rows], f"{held.where}.obs[{column!r}]"
+    values, place = read_column(obs, column).iloc[rows], f"{held.where}.obs[{column!r}]"
     missing = int(values.isna().sum())
     if missing:
         raise ValueError(

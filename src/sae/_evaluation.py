@@ -181,6 +181,8 @@ def frozen(stored: Mapping[str, Any], x: Matrix, rows: np.ndarray, seed: int, wh
         # Cells that an SAE of others has encoded may be too few to train on.
         logg.warning(f"the baseline 'frozen_decoder' is left out: {error}")
         return None
+    if fitted.params["ended"] == "interrupted":
+        raise KeyboardInterrupt
     model = fitted.autoencoder
     a = model.encode(select_rows(x, rows)).activations
     return Dictionary(a, a @ model.W_dec + model.b_dec, fitted.directions)

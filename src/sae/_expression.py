@@ -11,9 +11,9 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
-from ._data import Data, Holder, is_mudata, layer_matrix, listing, modality, readable, refuse_non_finite
+from ._data import LARGEST, Data, Holder, is_mudata, layer_matrix, listing, modality, readable, refuse_non_finite
 from ._prediction import Prediction, predicted
-from .core.rows import Columns, Matrix, select_rows
+from .core.rows import Columns, Matrix, on_disk, select_rows, take_rows
 
 if TYPE_CHECKING:
     from .core.moments import Genes
@@ -84,6 +84,8 @@ def expression(
         stated = matrix.part.scale
         if var_mod is not None and matrix.part.modality is None and not is_mudata(data):
             raise ValueError(f"var_mod={var_mod!r} names a modality, but {place} has none. Leave var_mod= out.")
+    if len(genes) == 0 or matrix.shape[0] == 0:
+        raise ValueError(f"{place} has {'no genes' if len(genes) == 0 else 'no cells'}: there is nothing to compare.")
     if not genes.is_unique:
         repeated = genes[genes.duplicated()].unique()
         raise ValueError(
@@ -95,7 +97,7 @@ def expression(
     if model is not None and missing.any() and not missing.all():
         stored = matrix = Columns(matrix, np.flatnonzero(~missing))
         genes, summary = genes[~missing], summary.of(~missing)
-    if summary.n_bad.any():
+    if summary.n_bad.any() or max(summary.highest.max(), -summary.lowest.min()) > LARGEST:
         refuse_non_finite(stored, place)
     scale = recognised_scale(summary) if stated is None else STATED[stated]
     if stated is None and scale != "log1p":
@@ -142,6 +144,19 @@ def _matched(held: Holder, source: ad.AnnData, where: str) -> tuple[np.ndarray, 
             "latter: they take no part."
         )
     return position[selected], selected
+
+
+def cells_of(a: Matrix, rows: np.ndarray | slice) -> Matrix:
+    """Return the activations of the cells that :func:`expression` has values for, in its order.
+
+    On disk they can only be read in their own order, in which expression is unless cells were matched by name: all of them come
+    into memory then.
+    """
+    if isinstance(rows, slice):
+        return a
+    if on_disk(a) and (np.diff(rows) < 0).any():
+        a = take_rows(a, slice(None))
+    return select_rows(a, rows)
 
 
 def _predicted(
@@ -213,5 +228,6 @@ def _warn_of_scale(scale: Scale, summary: Genes, genes: pd.Index, place: str) ->
 
 def log1p_base(uns: Mapping[str, Any]) -> float:
     """Return the base of log1p values, as Scanpy recorded it or else e."""
-    base = (uns.get("log1p") or {}).get("base")
+    recorded = uns.get("log1p")
+    base = recorded.get("base") if isinstance(recorded, Mapping) else None
     return math.e if base is None else float(base)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import IO
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,10 @@ Net = pd.DataFrame | Mapping[str, Iterable[str]] | str | Path
 IDENTIFIER = re.compile(r"^[A-Za-z_]+:\w+$")
 PEAK = re.compile(r"^(.+?)[:_-](\d+)[-_](\d+)$")
 """The name of a peak: chromosome, start and end, as in "chr1-100-200" or "chr1:100-200"."""
+MAX_LINE = 50_000_000
+"""Characters: a gene set of all genes of ten genomes is shorter."""
+MAX_TEXT = 10_000_000_000
+"""Characters of a whole file, unpacked: a file of a few kilobytes can be made that never ends."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +65,12 @@ def read_net(net: Net) -> pd.DataFrame:
                 f"net has the columns {listing(net.columns)}; it lacks {listing(missing)}. A net is a table with a row per "
                 "gene: 'source' (gene set), 'target' (gene) and optionally 'weight'."
             )
+        twice = [name for name in ("source", "target", "weight") if (net.columns == name).sum() > 1]
+        if twice:
+            raise ValueError(f"net has several columns {listing(twice)}. Keep one of each.")
         known = net.dropna(subset=["source", "target"])
         table = known[["source", "target"]].astype(str)
-        table["weight"] = known["weight"].astype(float) if "weight" in net.columns else 1.0
-        if table["weight"].isna().any():
-            first = table[table["weight"].isna()].iloc[0]
-            raise ValueError(
-                f"net has {table['weight'].isna().sum()} missing weights ({first['target']!r} in {first['source']!r}, for "
-                "one). Fill them in, or drop the column 'weight'."
-            )
+        table["weight"] = _weights(known) if "weight" in net.columns else 1.0
     else:
         if isinstance(net, str | Path):
             sets: Mapping[str, Iterable[str]] = read_gmt(net)
@@ -81,9 +82,10 @@ def read_net(net: Net) -> pd.DataFrame:
                 "or the path of a GMT file."
             )
         for name, genes in sets.items():
-            if isinstance(genes, str):
-                raise TypeError(f"The gene set {name!r} is the string {genes!r}; expected a list of genes.")
-        pairs = [(str(name), str(gene)) for name, genes in sets.items() for gene in genes]
+            if isinstance(genes, str | bytes) or not isinstance(genes, Iterable):
+                what = "string" if isinstance(genes, str) else type(genes).__name__
+                raise TypeError(f"The gene set {name!r} is the {what} {genes!r}; expected a list of genes.")
+        pairs = [(str(name), str(gene)) for name, genes in sets.items() for gene in genes if not _missing(gene)]
         table = pd.DataFrame(pairs, columns=["source", "target"]).assign(weight=1.0)
     if table.empty:
         raise ValueError("net has no gene sets.")
@@ -98,19 +100,55 @@ def read_net(net: Net) -> pd.DataFrame:
     return table.reset_index(drop=True)
 
 
+def _missing(gene: object) -> bool:
+    """Tell None and NaN from a name."""
+    return gene is None or gene is pd.NA or (isinstance(gene, float) and np.isnan(gene))
+
+
+def _weights(net: pd.DataFrame) -> pd.Series:
+    """Read the weights of a net, all of which must be finite numbers."""
+    weights = pd.to_numeric(net["weight"], errors="coerce").astype(np.float64)
+    wrong = ~np.isfinite(weights)
+    if wrong.any():
+        first = net[wrong].iloc[0]
+        raise ValueError(
+            f"net has {wrong.sum()} weights that are missing, infinite or no numbers ({first['weight']!r} of "
+            f"{str(first['target'])!r} in {str(first['source'])!r}, for one). Mend them, or drop the column 'weight'."
+        )
+    return weights
+
+
 @contextmanager
-def open_text(path: str | Path) -> Iterator[TextIO]:
-    """Open a text file, plain or gzipped; which of the two its first bytes tell, whatever its name."""
-    path = Path(path)
-    with path.open("rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
-    opened = gzip.open(path, "rt", encoding="utf-8-sig") if packed else path.open(encoding="utf-8-sig")
+def open_text(path: str | Path) -> Iterator[Iterator[str]]:
+    """Give the lines of a text file, plain or gzipped; which of the two its first bytes tell, whatever its name."""
     try:
-        with opened as lines:
-            yield lines
+        with Path(path).open("rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+        opened: IO[str] = (
+            gzip.open(path, "rt", encoding="utf-8-sig") if packed else Path(path).open(encoding="utf-8-sig")
+        )
+    except FileNotFoundError:
+        raise FileNotFoundError(f"There is no file {str(path)!r}.") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{str(path)[:200]!r} cannot be read as a file: {error}.") from None
+    with opened as lines:
+        yield _bounded(lines, path)
+
+
+def _bounded(lines: IO[str], path: str | Path) -> Iterator[str]:
+    """Yield lines; refuse what is no text, and what would never end."""
+    size, left = MAX_LINE, MAX_TEXT
+    try:
+        while line := lines.readline(size):
+            left -= len(line)
+            if len(line) == size or left < 0:
+                what = f"a line of {size:,} characters" if left >= 0 else f"more than {MAX_TEXT:,} characters"
+                raise ValueError(f"{path} has {what} or more: it is no file of this kind. Download it again.")
+            yield line
     except (EOFError, UnicodeDecodeError, gzip.BadGzipFile, zlib.error) as error:
-        error.add_note(f"{path} is not readable as text in UTF-8, plain or gzipped. Is the download complete?")
-        raise
+        raise ValueError(
+            f"{path} is not readable as text in UTF-8, plain or gzipped ({error}). Is the download complete?"
+        ) from error
 
 
 def read_gmt(path: str | Path) -> dict[str, list[str]]:
@@ -130,6 +168,8 @@ def read_gmt(path: str | Path) -> dict[str, list[str]]:
                     f"{path}, line {number} has {len(fields)} fields separated by tabs; a GMT line is name, description, genes."
                 )
             name, description = fields[:2]
+            if not name:
+                raise ValueError(f"{path}, line {number} has no name of a gene set before its first tab.")
             if IDENTIFIER.match(name) and description and description != name and "://" not in description:
                 name = f"{description} ({name})"
             if name in sets:
@@ -176,7 +216,7 @@ def match(net: Net, genes: pd.Index, *, min_size: int, max_size: int | None) -> 
         )
     n_sets, n_large = table["source"].nunique(), int((sizes > (np.inf if max_size is None else max_size)).sum())
     measured = measured[measured["source"].isin(fitting)]
-    names = pd.Index(measured["source"].unique(), dtype=object)
+    names = pd.Index(measured["source"].unique())
     rows = names.get_indexer(pd.Index(measured["source"]))
     columns = genes.get_indexer(pd.Index(measured["target"]))
     values = measured["weight"].to_numpy(dtype=np.float64)

@@ -179,4 +179,4 @@ def _best(table: pd.DataFrame) -> pd.DataFrame:
 
 def _storable(values: pd.Series) -> pd.Series | pd.Categorical:
     """Make text categorical."""
-    return values if values.dtype == np.float64 else pd.Categorical(values.astype(object))
+    return values if values.dtype == np.float64 else pd.Categorical(values.to_numpy(dtype=object))

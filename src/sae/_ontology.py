@@ -8,7 +8,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import TextIO
 
 from ._data import listing
 from ._genesets import open_text
@@ -93,7 +92,7 @@ def read_obo(path: str | Path) -> Ontology:
     return Ontology(names, aspects, primary, obsolete, relations)
 
 
-def _term_stanzas(path: str | Path, lines: TextIO) -> Iterator[tuple[int, list[tuple[str, str]]]]:
+def _term_stanzas(path: str | Path, lines: Iterable[str]) -> Iterator[tuple[int, list[tuple[str, str]]]]:
     """Yield the line number and the tags with their values of each term."""
     stanza, start = "header", 0
     tags: list[tuple[str, str]] = []

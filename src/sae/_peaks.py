@@ -31,6 +31,8 @@ SPELLINGS = {
 }
 """Column names, in lower case, as GTF readers, PyRanges, BioMart and 10x Genomics have them."""
 STRANDS = {"+": 1, "1": 1, "-": -1, "-1": -1, ".": 0, "*": 0, "nan": 0, "None": 0}
+MAX_POSITION = 2**53
+"""Beyond it, numbers with a point are not whole."""
 ATTRIBUTE = re.compile(r'\b(gene_name|gene_id) "([^"]*)"')
 
 
@@ -113,13 +115,17 @@ def read_gtf(path: str | Path) -> pd.DataFrame:
     """Read the genes of a GTF file, plain or gzipped."""
     rows, others = [], set()
     with open_text(path) as lines:
-        for line in lines:
+        for number, line in enumerate(lines, start=1):
             fields = line.rstrip("\r\n").split("\t")
             if len(fields) < 9:
                 continue
             if fields[2] != "gene":
                 others.add(fields[2])
                 continue
+            if not (fields[3].isdecimal() and fields[4].isdecimal()):
+                raise ValueError(
+                    f"{path}, line {number} has {fields[3]!r} and {fields[4]!r} where a GTF file has the start and the end of a gene."
+                )
             names = dict(ATTRIBUTE.findall(fields[8]))
             rows.append(
                 (fields[0], int(fields[3]), int(fields[4]), fields[6], names.get("gene_name", names.get("gene_id")))
@@ -224,7 +230,7 @@ def _located(table: pd.DataFrame, found: Mapping[str, str], names: pd.Index, whe
     start, end = (
         pd.to_numeric(table[found[name]], errors="coerce").to_numpy(dtype=np.float64) for name in ("start", "end")
     )
-    wrong = ~(start >= 0) | ~(end >= start)
+    wrong = ~(start >= 0) | ~(end >= start) | (end > MAX_POSITION)
     if wrong.any():
         raise ValueError(
             f"{where} has {wrong.sum()} places that do not go from a position to a later one ({names[wrong][0]!r}, for one, from "

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,8 @@ from scipy import sparse
 from ._data import Holder, Representation, columns_in_order, is_mudata, listing, recomputed, representation
 from .core.architectures import ARCHITECTURES
 from .core.autoencoder import Autoencoder
+from .core.feature_statistics import FeatureStatistics
+from .core.interrupts import deferred_interrupts
 from .core.pareto import pareto
 from .core.preprocess import directions as decoder_directions
 from .core.rows import Matrix, on_disk, take_rows
@@ -145,7 +149,7 @@ def check_free(held: Holder, key: str) -> None:
 
 def feature_names(key: str, n_features: int) -> pd.Index:
     """Return the names `sae_0`, `sae_1`, ... of the features."""
-    return pd.Index([f"{key}_{i}" for i in range(n_features)], dtype=object)
+    return pd.Index([f"{key}_{i}" for i in range(n_features)])
 
 
 def stored_keys(uns: Mapping[str, Any]) -> list[str]:
@@ -264,40 +268,84 @@ def features(held: Holder, key: str) -> pd.DataFrame:
     found = table(held, key, "features")
     a = held.data.obsm.get(key)
     if a is not None and a.shape[0] != read(held, key)["encoded"]["n_obs"]:
-        found[list(STATISTICS)] = statistics_table(key, sparse.csr_matrix(a))
+        found[list(STATISTICS)] = statistics_table(key, FeatureStatistics.of(_stored_activations(a)))
     return found
 
 
-def write(held: Holder, key: str, stored: Mapping[str, Any], activations: sparse.csr_matrix | None = None) -> None:
-    """Put a new state of an SAE in place, as the last act of a verb."""
+@dataclass(frozen=True)
+class Change:
+    """An entry of one of the slots of an object, to be set, or removed where there is no value."""
+
+    data: Any
+    slot: str
+    name: str
+    value: Any = None
+
+
+def write(
+    held: Holder,
+    key: str,
+    stored: Mapping[str, Any],
+    activations: Matrix | None = None,
+    *,
+    anew: bool = False,
+    also: Sequence[Change] = (),
+) -> None:
+    """Put a new state of an SAE in place, all of it or nothing: the only change that a verb makes, and its last act.
+
+    Parameters
+    ----------
+    anew
+        Whether it is another SAE, or its activations are others: what rests on the earlier ones is removed.
+    also
+        What else belongs to the result, in this object or another one.
+    """
+    changes = [*also]
     if activations is not None:
-        held.data.obsm[key] = activations
-    held.data.uns[key] = dict(stored)
+        changes.append(Change(held.data, "obsm", key, activations))
+    changes.append(Change(held.data, "uns", key, dict(stored)))
+    if anew:
+        # Last: what is removed and put back comes to stand behind the others.
+        changes += [Change(held.data, slot, key) for slot in (("obsm", "varm") if activations is None else ("varm",))]
+    with deferred_interrupts(), ExitStack() as undo:
+        for change in changes:
+            _make(change, undo)
+        undo.pop_all()
 
 
-def drop_results(held: Holder, key: str) -> None:
-    """Remove what belonged to an earlier SAE of the same name."""
-    for slot in (held.data.obsm, held.data.varm):
-        if key in slot:
-            del slot[key]
+def _make(change: Change, undo: ExitStack) -> None:
+    """Make a change, having noted how it is undone."""
+    data, slot = change.data, getattr(change.data, change.slot)
+    if data.is_view:
+        # It becomes an object of its own when something is assigned to it.
+        undo.callback(setattr, data, "__dict__", dict(vars(data)))
+    else:
+        undo.callback(_put_back, slot, change.name, slot.get(change.name))
+    if change.value is not None:
+        slot[change.name] = change.value
+    elif change.name in slot:
+        del slot[change.name]
 
 
-def statistics_table(key: str, a: sparse.csr_matrix) -> pd.DataFrame:
+def _put_back(slot: MutableMapping[str, Any], name: str, value: Any) -> None:
+    if value is not None:
+        slot[name] = value
+    elif name in slot:
+        del slot[name]
+
+
+def statistics_table(key: str, found: FeatureStatistics) -> pd.DataFrame:
     """Summarise each feature over the cells: the table that other verbs add columns to."""
-    n, h = a.shape
-    n_cells = a.getnnz(axis=0)
-    # Not a.sum(axis=0, dtype=np.float64): SciPy adds up in float32 and converts the result.
-    total = np.bincount(a.indices, weights=a.data, minlength=h)
-    highest = a.max(axis=0).toarray().ravel() if n else np.zeros(h, dtype=np.float32)
+    n = max(found.n, 1)
     return pd.DataFrame(
         {
-            "n_cells": n_cells.astype(np.int64),
-            "density": n_cells / max(n, 1),
-            "mean": total / max(n, 1),
-            "max": highest.astype(np.float64),
-            "dead": n_cells == 0,
+            "n_cells": found.n_cells,
+            "density": found.n_cells / n,
+            "mean": found.total / n,
+            "max": found.highest,
+            "dead": found.n_cells == 0,
         },
-        index=feature_names(key, h),
+        index=feature_names(key, len(found.n_cells)),
     )
 
 
@@ -336,9 +384,16 @@ def replace_rows(old: pd.DataFrame | None, new: pd.DataFrame, values: Mapping[st
         dtype = (new if name in new else kept)[name].dtype
         # Tables of a lone AnnData have no `modality`, those of earlier versions no `held_out_auroc`.
         pair = [part[name] if name in part else pd.Series(np.nan, range(len(part)), dtype) for part in (kept, new)]
-        categorical = all(isinstance(part.dtype, pd.CategoricalDtype) for part in pair)
-        joined[name] = pd.api.types.union_categoricals(pair) if categorical else pd.concat(pair, ignore_index=True)
+        joined[name] = _joined(pair)
     return plain_index(pd.DataFrame(joined))
+
+
+def _joined(pair: Sequence[pd.Series]) -> pd.Series | pd.Categorical:
+    """Join two columns. With pandas 3, categories of text can be `object` in one and `str` in the other."""
+    if not all(isinstance(part.dtype, pd.CategoricalDtype) for part in pair):
+        return pd.concat(pair, ignore_index=True)
+    texts = [pd.Categorical.from_codes(part.cat.codes, part.cat.categories.astype(str)) for part in pair]
+    return pd.api.types.union_categoricals(texts)
 
 
 def resolve(features: Features, names: pd.Index, given: pd.Series | None = None) -> np.ndarray:
@@ -346,6 +401,8 @@ def resolve(features: Features, names: pd.Index, given: pd.Series | None = None)
     if features is None:
         return np.arange(len(names))
     asked: Iterable[str | int] = [features] if isinstance(features, str | int | np.integer) else features
+    if not isinstance(asked, Iterable):
+        raise TypeError(f"{features!r} is a {type(features).__name__}; expected names or numbers of features.")
     positions = []
     for feature in asked:
         if isinstance(feature, int | np.integer) and not isinstance(feature, bool):
@@ -354,9 +411,9 @@ def resolve(features: Features, names: pd.Index, given: pd.Series | None = None)
                     f"There is no feature {feature}: the SAE has {len(names)} features, 0 to {len(names) - 1}."
                 )
             positions.append(int(feature))
-        elif feature in names:
+        elif isinstance(feature, str) and feature in names:
             positions.append(int(names.get_indexer(pd.Index([feature]))[0]))
-        elif given is not None and (given == feature).any():
+        elif isinstance(feature, str) and given is not None and (given == feature).any():
             positions.append(int(np.flatnonzero(given == feature)[0]))
         else:
             raise KeyError(_unknown(feature, names, given))

@@ -66,7 +66,7 @@ class Metrics:
             values = [row.get(name) for row in self._rows]
             if name in ("section", "metric", "source", "groupby", "label"):
                 codes, found = pd.factorize(np.array(values, dtype=object))
-                columns[name], categories[name] = codes, pd.Index(found, dtype=object)
+                columns[name], categories[name] = codes, pd.Index(found)
             else:
                 columns[name] = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
         return _schema.tidy(columns, METRICS, categories)

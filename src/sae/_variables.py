@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -11,6 +11,8 @@ import pandas as pd
 from scipy import sparse
 
 from ._data import Holder, is_mudata, joint_keys, listing
+from ._lazy import column as read_column
+from ._lazy import loaded
 from .core.rows import varying_columns
 
 MAX_LABELS = 1_000
@@ -67,6 +69,12 @@ def variables(held: Holder, asked: Asked, argument: str) -> Variables:
     argument
         The parameter that it came from, for messages; it names the group of an array.
     """
+    asked = loaded(asked)
+    if not isinstance(asked, Iterable) and not hasattr(asked, "__array__"):
+        raise TypeError(
+            f"{argument}={asked!r} is a {type(asked).__name__}; expected a key of obsm, a column of obs, several of these, or "
+            "values with a row per cell."
+        )
     if isinstance(asked, Mapping):
         groups = {f"{argument}[{name!r}]": (str(name), one) for name, one in asked.items()}
     elif isinstance(asked, str) or hasattr(asked, "__array__") or sparse.issparse(asked):
@@ -87,6 +95,7 @@ def variables(held: Holder, asked: Asked, argument: str) -> Variables:
 def _read(held: Holder, source: Any, group: str, place: str) -> Variables:
     if isinstance(source, str):
         source, place = _stored(held, source, place)
+    source = loaded(source)
     if isinstance(source, pd.Series):
         source = source.to_frame(group if source.name is None else source.name)
     if isinstance(source, pd.DataFrame):
@@ -118,16 +127,17 @@ def _stored(held: Holder, name: str, place: str) -> tuple[Any, str]:
     """Find what a name means: a column of `obs`, or a key of `obsm`."""
     data, where = held.data, held.where
     keys = joint_keys(data) if is_mudata(data) else list(data.obsm)
-    if name in data.obs and name in keys:
+    columns = data.obs.columns
+    if name in columns and name in keys:
         raise ValueError(
             f"{name!r} is in {where}.obs and in {where}.obsm. Pass the one that you mean: {where}.obs[{name!r}], say."
         )
-    if name in data.obs:
-        return data.obs[name], f"{where}.obs[{name!r}]"
+    if name in columns:
+        return read_column(data.obs, name), f"{where}.obs[{name!r}]"
     if name in keys:
         return data.obsm[name], f"{where}.obsm[{name!r}]"
     raise KeyError(
-        f"{place} {name!r} is neither in {where}.obs, which has {listing(data.obs)}, nor in {where}.obsm, which has "
+        f"{place} {name!r} is neither in {where}.obs, which has {listing(columns)}, nor in {where}.obsm, which has "
         f"{listing(keys)}. Pass one of them, or values with a row per cell."
     )
 

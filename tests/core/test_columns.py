@@ -130,7 +130,7 @@ class Counted:
     """Rows on disk, and how often each was read."""
 
     def __init__(self, x):
-        self._x, self.shape = x, x.shape
+        self._x, self.shape, self.dtype = x, x.shape, x.dtype
         self.n_read = np.zeros(len(x), int)
 
     def __getitem__(self, rows):

@@ -5,9 +5,16 @@ import pytest
 from scipy import sparse, stats
 from sklearn.metrics import f1_score, roc_auc_score
 
-from sae.core import columns, moments
-from sae.core import labels as core
-from sae.core.labels import cross_fit, difference, donor_halves, score_labels, stratified_halves, trend
+from sae.core import columns, label_scan, moments
+from sae.core.labels import (
+    cross_fit,
+    differences,
+    donor_halves,
+    score_and_cross_fit,
+    score_labels,
+    stratified_halves,
+    trend,
+)
 from sae.core.rows import Rows
 
 
@@ -147,43 +154,77 @@ def test_scores_do_not_depend_on_how_the_matrix_is_stored(stored):
     np.testing.assert_array_equal(other.indices, before.indices)
 
 
-@pytest.mark.parametrize("stored", [sparse.csr_matrix, np.asarray], ids=["sparse", "dense"])
-def test_blocks_of_columns_change_nothing(monkeypatch, stored):
-    a, codes = activations(tied=True), labels()
-    halves = stratified_halves(codes, 2, np.random.default_rng(0))
-    expected = cross_fit(stored(a), codes, 3, halves)
-    monkeypatch.setattr(core, "BLOCK_VALUES", 50)
-    done = []
-    found = cross_fit(stored(a), codes, 3, halves, on_block=done.append)
-    assert sum(done) == a.shape[1] and len(done) > 1
+def in_small_blocks(monkeypatch):
+    """A column or two are gathered, and scored, at a time; from disk, 13 cells are read at a time."""
+    monkeypatch.setattr(moments, "CHUNK_ROWS", 13)
+    monkeypatch.setattr(columns, "COLUMN_VALUES", 70)
+    monkeypatch.setattr(columns, "DISK_COLUMN_VALUES", 70)
+    monkeypatch.setattr(label_scan, "RESULT_VALUES", 6)
+
+
+def assert_same(found, expected):
     for name, values in vars(expected).items():
         np.testing.assert_array_equal(getattr(found, name), values, err_msg=name)
-    np.testing.assert_array_equal(scored(a).auroc, score_labels(sparse.csr_matrix(a), codes, 3).auroc)
 
 
-@pytest.mark.parametrize("stored", [sparse.csr_matrix, np.asarray], ids=["sparse", "dense"])
+STORED = {
+    "csr": sparse.csr_matrix,
+    "dense": np.asarray,
+    "csr on disk": lambda a: Rows(sparse.csr_matrix(a), np.arange(len(a))),
+    "dense on disk": lambda a: Rows(a, np.arange(len(a))),
+}
+each_storage = pytest.mark.parametrize("stored", STORED.values(), ids=STORED)
+
+
+@each_storage
 @pytest.mark.parametrize("lowest", [0, -0.7], ids=["positive", "some negative"])
-def test_a_matrix_that_gives_rows_is_scored_as_one_in_memory(monkeypatch, stored, lowest):
-    monkeypatch.setattr(moments, "CHUNK_ROWS", 13)
-    monkeypatch.setattr(columns, "DISK_COLUMN_VALUES", 70)
+@pytest.mark.parametrize("both_signs", [False, True], ids=["one sign", "both signs"])
+def test_cross_fits_do_not_depend_on_where_and_in_what_blocks_columns_are_read(monkeypatch, stored, lowest, both_signs):
     a, codes = activations(tied=True), labels()
     a[a > 0] += lowest
     halves = stratified_halves(codes, 2, np.random.default_rng(0))
-    expected, found = (cross_fit(x, codes, 3, halves) for x in (sparse.csr_matrix(a), Rows(stored(a), np.arange(60))))
-    for name, values in vars(expected).items():
-        np.testing.assert_array_equal(getattr(found, name), values, err_msg=name)
+    expected = cross_fit(sparse.csr_matrix(np.hstack([a, -a]) if both_signs else a), codes, 3, halves)
+    in_small_blocks(monkeypatch)
+    done = []
+    found = cross_fit(stored(a), codes, 3, halves, both_signs=both_signs, on_block=done.append)
+    assert sum(done) == a.shape[1] * (1 + both_signs) and len(done) > 2
+    assert_same(found, expected)
 
 
-@pytest.mark.parametrize("block", [8_000_000, 50])
-def test_negative_values_of_a_sparse_matrix_are_below_its_zeros(monkeypatch, block):
-    monkeypatch.setattr(core, "BLOCK_VALUES", block)
+@each_storage
+def test_scores_and_trends_do_not_depend_on_where_and_in_what_blocks_columns_are_read(monkeypatch, stored):
     a, codes = activations(tied=True), labels()
-    a[a > 0] -= 0.7
-    assert a.min() < 0 < a.max()
     halves = stratified_halves(codes, 2, np.random.default_rng(0))
-    dense, stored = (cross_fit(x, codes, 3, halves) for x in (a, sparse.csr_matrix(a)))
-    for name, values in vars(dense).items():
-        np.testing.assert_array_equal(getattr(stored, name), values, err_msg=name)
+    expected = score_labels(sparse.csr_matrix(a), codes, 3), trend(sparse.csr_matrix(a), codes, 3)
+    fit = cross_fit(sparse.csr_matrix(a), codes, 3, halves)
+    best = fit.chosen[0, 0]
+    apart = differences(a, best, codes, signs=np.ones(3))
+    in_small_blocks(monkeypatch)
+    assert_same(score_labels(stored(a), codes, 3), expected[0])
+    assert_same(trend(stored(a), codes, 3), expected[1])
+    together = score_and_cross_fit(stored(a), codes, 3, halves)
+    assert_same(together[0], expected[0])
+    assert_same(together[1], fit)
+    np.testing.assert_array_equal(differences(stored(a), best, codes, signs=np.ones(3)), apart)
+
+
+def test_of_equal_columns_the_first_is_chosen(monkeypatch):
+    """Also where −x of one block is scored before x of the next."""
+    x = np.random.default_rng(0).normal(size=(60, 1))
+    halves = stratified_halves(labels(), 3, np.random.default_rng(0))
+    expected = cross_fit(np.hstack([x, -x, -x, x]), labels(), 3, halves)
+    assert set(expected.chosen.ravel()) == {0, 1}
+    in_small_blocks(monkeypatch)
+    assert_same(cross_fit(np.hstack([x, -x]), labels(), 3, halves, both_signs=True), expected)
+
+
+def test_where_values_are_negative_zero_is_a_threshold_like_others():
+    """Label 1 is told by the three zeros that are above what is negative."""
+    x = np.array([[0.0, 0, 0, -1, -2, -3, -4, 0, 0, 0, -1, -2, -3, -4]]).T
+    codes, half = (x[:, 0] == 0).astype(int), np.repeat([[0, 1]], 7, axis=1)
+    for stored in (x, sparse.csr_matrix(x)):
+        assert cross_fit(stored, codes, 2, half).f1[1, 0] == 1
+    assert cross_fit(-x, codes, 2, half).f1[1, 0] == 0, "no cell above zero is of the label"
 
 
 def best_threshold(inside, values):
@@ -208,8 +249,7 @@ def test_cross_fitted_scores_are_those_of_a_loop_over_halves(made, stored):
                 threshold = best_threshold(inside[choosing], values[choosing])
                 f1.append(f1_score(inside[~choosing], values[~choosing] >= threshold))
         np.testing.assert_allclose(found.auroc[label, feature], np.mean(auroc), rtol=1e-12)
-        if stored is not np.asarray:
-            np.testing.assert_allclose(found.f1[label, feature], np.mean(f1), rtol=1e-12)
+        np.testing.assert_allclose(found.f1[label, feature], np.mean(f1), rtol=1e-12)
 
 
 def test_the_chosen_column_is_the_best_of_the_half_that_chose():
@@ -250,13 +290,16 @@ def test_with_random_labels_the_best_column_scores_one_half_on_the_other_cells()
     assert np.mean(selection) > 0.6
 
 
-def test_difference_of_means_and_its_interval_are_those_of_scipy():
-    x, inside = np.random.default_rng(0).normal(size=50), np.arange(50) < 12
-    expected = stats.ttest_ind(x[inside], x[~inside], equal_var=False).confidence_interval()
-    np.testing.assert_allclose(
-        difference(x, inside), [x[inside].mean() - x[~inside].mean(), expected.low, expected.high], rtol=1e-10
-    )
-    assert np.isnan(difference(x, np.arange(50) == 3)[1:]).all(), "one cell has no spread"
+def test_differences_of_means_and_their_intervals_are_those_of_scipy():
+    x = np.random.default_rng(0).normal(1e6, size=(50, 3))
+    codes = np.repeat([0, 1, 2], [12, 37, 1])
+    found = differences(x, np.array([2, 0, 1]), codes, signs=np.array([1.0, -1.0, 1.0]))
+    for label, values in enumerate([x[:, 2], -x[:, 0]]):
+        inside = codes == label
+        expected = stats.ttest_ind(values[inside], values[~inside], equal_var=False).confidence_interval()
+        difference = values[inside].mean() - values[~inside].mean()
+        np.testing.assert_allclose([part[label] for part in found], [difference, *expected], rtol=1e-8)
+    assert np.isnan([part[2] for part in found[1:]]).all(), "one cell has no spread"
 
 
 def test_feature_active_in_one_half_only():

@@ -5,6 +5,7 @@ import pytest
 from scipy import sparse
 
 from sae.core import moments as module
+from sae.core import partitions
 from sae.core.groups import active_groups, percentile_groups
 from sae.core.moments import chunks, group_moments, scan
 from sae.core.rows import Rows
@@ -154,7 +155,7 @@ def test_chunks_blocks_and_threads_do_not_matter(layout, monkeypatch):
         for name in one:
             np.testing.assert_allclose(one[name], other[name], rtol=1e-12, atol=1e-15, err_msg=name)
     monkeypatch.undo()
-    monkeypatch.setattr(module, "available_threads", lambda: 1)
+    monkeypatch.setattr(partitions, "available_threads", lambda: 1)
     for one, other in zip(measured(a, x), at_once, strict=True):
         for name in one:
             np.testing.assert_array_equal(one[name], other[name], err_msg=name)

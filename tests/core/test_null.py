@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import sparse, stats
 
-from sae.core.null import empirical_fdr, matched_sets, permuted_cells, strength_bins
+from sae.core.null import empirical_fdr, matched_sets, permuted_cells, random_cells, strength_bins
 
 N_GENES, N_BINS = 200, 8
 
@@ -89,6 +89,14 @@ def test_bins_that_cannot_be_are_refused(values, n_bins, message):
 def activations(n=300, h=6, *, seed=0):
     rng = np.random.default_rng(seed)
     return sparse.csr_matrix(np.where(rng.random((n, h)) < 0.3, rng.exponential(size=(n, h)), 0))
+
+
+def test_random_cells_are_those_whose_activations_are_taken():
+    a, codes = activations(), np.arange(300) % 3
+    order = random_cells(300, codes, 5)
+    np.testing.assert_array_equal(np.sort(order), np.arange(300))
+    np.testing.assert_array_equal(codes[order], codes)
+    assert (permuted_cells(a, codes, 5) != a[order]).nnz == 0
 
 
 def sorted_rows(a):

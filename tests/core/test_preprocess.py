@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import h5py
 import numpy as np
 import pytest
+import zarr
 from scipy import sparse
 
 from sae.core import preprocess as module
@@ -96,6 +98,29 @@ def test_auto_damps_principal_components_and_centres_everything_else(x, kind):
     found, expected = fit_scaling(x), fit_scaling(x, kind)
     assert found.kind == kind
     np.testing.assert_allclose(found.forward, expected.forward)
+
+
+@pytest.mark.parametrize("kind", [None, *PREPROCESS])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int16])
+def test_scaling_is_the_same_to_the_bit_wherever_and_however_cells_are_stored(tmp_path, kind, dtype):
+    da = pytest.importorskip("dask.array")
+    x = np.rint(cells(1300, constants={}) * 7).astype(dtype) if dtype is np.int16 else cells(1300).astype(dtype)
+    expected = fit_scaling(x, kind, block_rows=512)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        for other in (
+            np.asfortranarray(x),
+            np.repeat(x, 2, axis=0)[::2],
+            sparse.csr_matrix(x),
+            file.create_dataset("x", data=x, chunks=(100, 3)),
+            file.create_dataset("contiguous", data=x),
+            zarr.array(x, store=tmp_path / "x.zarr", chunks=(700, D)),
+            zarr.create_array(tmp_path / "f.zarr", data=x, chunks=(99, 2), zarr_format=2, order="F"),
+            da.from_array(np.asfortranarray(x), chunks=(100, 3)),
+            da.from_array(x, chunks=(100, D)).map_blocks(sparse.csr_matrix),
+        ):
+            found = fit_scaling(other, kind, block_rows=512)
+            for name, value in vars(expected).items():
+                np.testing.assert_array_equal(getattr(found, name), value, err_msg=name)
 
 
 @pytest.mark.parametrize("kind", PREPROCESS)

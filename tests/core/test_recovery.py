@@ -13,6 +13,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 
 from sae.core import recovery as module
 from sae.core.recovery import correlations, edge_scores, graph_recovery, judged, recovery
+from sae.core.rows import Rows
 
 
 def made(n=200, p=4, h=6, *, density=0.4, shift=0.0, seed=0):
@@ -63,10 +64,11 @@ def test_correlations_are_those_of_numpy(layout, case):
     np.testing.assert_allclose(r, of_numpy(truth, a), rtol=1e-9, atol=1e-12)
 
 
-def test_dense_activations_are_read_in_blocks(monkeypatch):
+@each_layout
+def test_activations_are_read_in_blocks(layout, monkeypatch):
     truth, a = made()
     monkeypatch.setattr(module, "BLOCK_VALUES", 7 * a.shape[1])
-    np.testing.assert_allclose(correlations(truth, a), of_numpy(truth, a), rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(correlations(truth, layout(a)), of_numpy(truth, a), rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.bool_, np.float32])
@@ -95,16 +97,17 @@ def test_what_is_constant_correlates_with_nothing(layout):
     np.testing.assert_allclose(r[rest], of_numpy(truth[:, rest[0].ravel()], a[:, rest[1].ravel()]), rtol=1e-10)
 
 
-@each_layout
-def test_sparse_activations_stay_sparse(layout, monkeypatch):
+@pytest.mark.parametrize("kind", [sparse.csr_matrix, sparse.csr_array, sparse.csc_matrix])
+@pytest.mark.parametrize("disk", [False, True])
+def test_sparse_activations_stay_sparse(kind, disk, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("densified")
 
     truth, a = made()
-    a = layout(a)
-    if sparse.issparse(a):
-        monkeypatch.setattr(module, "_dense_sums", refuse)
-        monkeypatch.setattr(module, "dense_rows", refuse)
+    a = kind(a)
+    a = Rows(a.tocsr(), np.arange(len(truth))) if disk else a
+    for name in ("toarray", "todense"):
+        monkeypatch.setattr(sparse.csr_matrix, name, refuse, raising=False)
     assert correlations(truth, a).shape == (4, 6)
 
 
@@ -176,7 +179,9 @@ def test_activations_on_disk(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "BLOCK_VALUES", 33 * a.shape[1])
     with h5py.File(tmp_path / "a.h5ad") as file:
         stored = file["X"] if kind == "array" else ad.io.sparse_dataset(file["X"])
-        np.testing.assert_allclose(correlations(truth, stored), of_numpy(truth, a), rtol=1e-9, atol=1e-12)
+        found = correlations(truth, stored)
+    np.testing.assert_allclose(found, of_numpy(truth, a), rtol=1e-9, atol=1e-12)
+    np.testing.assert_array_equal(found, correlations(truth, adata.X))
 
 
 def test_what_is_said_of_each_variable():

@@ -45,7 +45,7 @@ def fitted(a, x, c=None, *, log_base=np.e, pseudocount=0.1, min_cells=3) -> Diff
     """All blocks as one."""
     c = np.zeros((len(a), 0)) if c is None else c
     options = {"log_base": log_base, "pseudocount": pseudocount, "min_cells": min_cells}
-    blocks = list(regression(sparse.csr_matrix(a), x, scan(x), c, **options))
+    blocks = list(regression(active_groups(sparse.csr_matrix(a)), x, scan(x), c, **options))
     found = Differential(**{name: np.concatenate([vars(block)[name] for block in blocks]) for name in ARRAYS})
     return Differential(**{**vars(found), "imprecise": sum(block.imprecise for block in blocks)})
 
@@ -166,7 +166,7 @@ def test_chunks_blocks_and_threads_do_not_matter(layout, monkeypatch):
     monkeypatch.setattr(module, "SUM_VALUES", 4 * 300)
     monkeypatch.setattr(moments, "CHUNK_ROWS", 7)
     options = {"log_base": np.e, "pseudocount": 0.1, "min_cells": 3}
-    blocks = list(regression(sparse.csr_matrix(a), x, scan(x), c, **options))
+    blocks = list(regression(active_groups(sparse.csr_matrix(a)), x, scan(x), c, **options))
     assert [block.features.tolist() for block in blocks] == [[0, 1], [2, 3], [4, 5], [6]]
     for name in ARRAYS:
         found = np.concatenate([vars(block)[name] for block in blocks])
@@ -224,7 +224,7 @@ def test_features_need_enough_active_cells(min_cells, features):
     a = np.where(np.arange(20)[:, None] < [0, 1, 2, 5, 20], rng.uniform(1, 2, size=(20, 5)), 0)
     a, x = sparse.csr_matrix(a), expression(n=20)
     options = {"log_base": None, "pseudocount": 1, "min_cells": min_cells}
-    blocks = list(regression(a, x, scan(x), np.zeros((20, 0)), **options))
+    blocks = list(regression(active_groups(a), x, scan(x), np.zeros((20, 0)), **options))
     assert [feature for block in blocks for feature in block.features] == features
 
 
@@ -236,7 +236,7 @@ def test_stored_value_that_is_not_positive_is_zero(value):
     assert stored.nnz == a.size
     before, expected = stored.copy(), fitted(a, x)
     options = {"log_base": np.e, "pseudocount": 0.1, "min_cells": 3}
-    [block] = regression(stored, x, scan(x), none, **options)
+    [block] = regression(active_groups(stored), x, scan(x), none, **options)
     for name in ARRAYS:
         np.testing.assert_array_equal(vars(block)[name], vars(expected)[name], err_msg=name)
     for part in ("data", "indices", "indptr"):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import itertools
+import threading
+import time
 
 import anndata as ad
 import h5py
@@ -16,10 +18,13 @@ from sae.core.rows import (
     as_csr,
     dense_rows,
     on_disk,
+    pieces,
     read_rows,
     row_blocks,
+    row_bytes,
     select_rows,
     shuffled_batches,
+    stored_rows,
     take_rows,
 )
 
@@ -40,11 +45,11 @@ def as_memory_map(x, folder):
 
 def as_hdf5(x, folder):
     file = h5py.File(folder / "x.h5", "w")
-    return file.create_dataset("x", data=x, chunks=(min(100, len(x)), D))
+    return file.create_dataset("x", data=x, chunks=(min(100, len(x)), D) if len(x) else None)
 
 
 def as_zarr(x, folder):
-    return zarr.array(x, store=folder / "x.zarr", chunks=(min(100, len(x)), D))
+    return zarr.array(x, store=folder / "x.zarr", chunks=(min(100, max(len(x), 1)), D))
 
 
 def as_dask(x, folder):
@@ -53,13 +58,13 @@ def as_dask(x, folder):
 
 def as_hdf5_csr(x, folder):
     file = h5py.File(folder / "csr.h5", "w")
-    ad.io.write_elem(file, "x", sparse.csr_matrix(x))
+    ad.io.write_elem(file, "x", sparse.csr_matrix(x), dataset_kwargs={"chunks": (100 * D,)})
     return ad.io.sparse_dataset(file["x"])
 
 
 def as_zarr_csr(x, folder):
     group = zarr.open_group(folder / "csr.zarr", mode="w", zarr_format=2)
-    ad.io.write_elem(group, "x", sparse.csr_matrix(x))
+    ad.io.write_elem(group, "x", sparse.csr_matrix(x), dataset_kwargs={"chunks": (100 * D,)})
     return ad.io.sparse_dataset(group["x"])
 
 
@@ -75,8 +80,8 @@ SPARSE = {"hdf5 csr": as_hdf5_csr, "zarr csr": as_zarr_csr, "dask csr": as_dask_
 ON_DISK = DENSE | SPARSE
 PLACES = IN_MEMORY | ON_DISK
 each_place = pytest.mark.parametrize("place", PLACES)
-each_order = pytest.mark.parametrize("place", ["array", "memory map"])
-"""In memory rows are drawn one by one, from disk in shuffled blocks."""
+each_order = pytest.mark.parametrize("place", ["array", "memory map", "zarr"])
+"""In memory rows are drawn one by one, from disk in shuffled blocks, which another thread may read."""
 
 
 @pytest.fixture
@@ -97,7 +102,10 @@ def put(tmp_path):
 
 @pytest.fixture
 def few_blocks_at_a_time(monkeypatch):
+    """Two blocks of 256 rows, of memory maps and of all other files."""
     monkeypatch.setattr(module, "DISK_BLOCKS_SHUFFLED", 2)
+    monkeypatch.setattr(module, "FEWEST_BLOCKS", 2)
+    monkeypatch.setattr(module, "GROUP_BYTES", 2 * BLOCK * D * 4)
 
 
 def numbers(batch):
@@ -158,7 +166,17 @@ def test_each_block_on_disk_is_read_once():
     counted = Counted(700)
     rows = np.array([699, 3, 300, 4, 258, 698])
     np.testing.assert_array_equal(read_rows(counted, rows), numbered(700)[rows])
-    assert counted.read == [(0, 256), (256, 512), (512, 700)]
+    assert counted.read == [(0, 700)], "neighbours together"
+    counted = Counted(2000)
+    read_rows(counted, np.array([1999, 3, 300, 4, 1998]))
+    assert counted.read == [(0, 512), (1792, 2000)]
+
+
+def test_no_more_is_read_at_a_time_than_can_be_held(monkeypatch):
+    monkeypatch.setattr(module, "PIECE_BYTES", 3 * BLOCK * D * 4)
+    counted, rows = Counted(10 * BLOCK), np.random.default_rng(0).permutation(10 * BLOCK)
+    np.testing.assert_array_equal(numbers(read_rows(counted, rows)), rows)
+    assert counted.read == [(start * BLOCK, min(start + 3, 10) * BLOCK) for start in (0, 3, 6, 9)]
 
 
 def assert_rows(found, expected, place):
@@ -244,10 +262,9 @@ def test_rising_rows_are_read_in_blocks_each_at_most_twice():
     positions = np.flatnonzero(np.random.default_rng(0).random(6000) < 0.3)
     for rows in row_blocks(len(positions), 500):
         np.testing.assert_array_equal(numbers(Rows(counted, positions)[rows]), positions[rows])
-    sizes = [stop - start for start, stop in counted.read]
-    assert max(sizes) <= 500
-    assert np.bincount([start // 10 for start, _ in counted.read]).max() <= 2
-    assert sum(sizes) <= 2 * 6000
+    read = np.concatenate([np.arange(start, stop) for start, stop in counted.read])
+    assert np.bincount(read).max() <= 2
+    assert len(read) <= 6000 + 4 * BLOCK, "only the blocks where a slice ends are read twice"
 
 
 def test_few_rows_are_read_without_the_rest():
@@ -339,12 +356,25 @@ def test_the_seed_decides_the_order(put, place):
     assert (one != other).mean() > 0.9
 
 
-def test_all_files_and_all_arrays_give_the_same_batches(put, tmp_path, few_blocks_at_a_time):
+def test_all_files_and_all_arrays_give_the_same_batches(put, few_blocks_at_a_time):
     rows = np.arange(5, 1100)
     for places in (IN_MEMORY, ON_DISK):
         batches = [drawn(put(place, numbered(1111)), rows, 90, 30) for place in places]
         for other in batches[1:]:
             np.testing.assert_array_equal(other, batches[0])
+
+
+@pytest.mark.parametrize("place", [place for place in ON_DISK if place != "memory map"])
+def test_a_file_that_can_be_held_gives_the_batches_of_an_array(put, place):
+    rows = np.arange(5, 1100)
+    expected = drawn(numbered(1111), rows, 90, 30)
+    np.testing.assert_array_equal(drawn(put(place, numbered(1111)), rows, 90, 30), expected)
+
+
+def test_a_file_that_can_be_held_is_read_once():
+    counted = Counted(1000)
+    drawn(counted, np.arange(1000), 300, 20)
+    assert counted.read == [(0, 1000)]
 
 
 def test_from_disk_rows_of_distant_blocks_meet_in_a_batch(put):
@@ -369,3 +399,226 @@ def test_a_batch_may_be_changed(put, few_blocks_at_a_time):
     for batch, kept in zip(shuffled_batches(x, rows, 90, seed=0), expected, strict=False):
         np.testing.assert_array_equal(numbers(batch), kept)
         batch[...] = -1
+
+
+# ---- Chunks
+
+
+class Chunked:
+    """A file that gives whole chunks only, which says by which thread and how often each was read."""
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, n, chunk, *, fails_at=None):
+        self.shape, self.chunks, self.fails_at = (n, D), (chunk, D), fails_at
+        self.times, self.threads, self.largest = np.zeros(-(-n // chunk), int), set(), 0
+
+    def __getitem__(self, rows):
+        assert isinstance(rows, slice)
+        if self.fails_at is not None and rows.start <= self.fails_at < rows.stop:
+            raise OSError("the disk is gone")
+        if rows.stop > rows.start:
+            self.times[rows.start // self.chunks[0] : -(-rows.stop // self.chunks[0])] += 1
+        self.threads.add(threading.current_thread())
+        self.largest = max(self.largest, rows.stop - rows.start)
+        return numbered(self.shape[0])[rows]
+
+
+@pytest.fixture
+def ahead(monkeypatch):
+    """Files of tests are read ahead, too."""
+    monkeypatch.setattr(module, "reads_ahead", lambda x: True)
+
+
+CHUNKS = {"chunks": 100, "one chunk": 3000, "rows": 1, "chunks of more than a piece": 999}
+each_chunk = pytest.mark.parametrize("chunk", CHUNKS.values(), ids=CHUNKS)
+
+
+@each_place
+@pytest.mark.parametrize("size", [1, 7, 100, 250, 699, 5000])
+@pytest.mark.parametrize("n", [0, 1, 700])
+def test_pieces_are_the_rows_in_order(put, place, size, n):
+    x = numbered(700)[:n]
+    found = list(pieces(put(place, x), size))
+    assert [rows for rows, _ in found] == list(row_blocks(n, size))
+    for rows, part in found:
+        assert_rows(part, x[rows], place)
+
+
+@each_chunk
+@pytest.mark.parametrize("size", [64, 250, 1000])
+def test_pieces_read_each_chunk_once(ahead, chunk, size):
+    file = Chunked(3000, chunk)
+    found = [part for _, part in pieces(file, size)]
+    np.testing.assert_array_equal(np.concatenate(found), numbered(3000))
+    assert (file.times == 1).all()
+
+
+def test_pieces_of_dask_read_each_chunk_once(monkeypatch):
+    """Chunks of unequal length."""
+    da = pytest.importorskip("dask.array")
+    lengths, read = (300, 1, 299, 500, 7, 93, 800), []
+    starts = np.cumsum([0, *lengths])
+    monkeypatch.setattr(module, "PIECE_BYTES", 600 * D * 4)
+
+    def chunk(block_info):
+        (start, stop), _ = block_info[None]["array-location"]
+        read.append(start)
+        return numbered(2000)[start:stop]
+
+    x = da.map_blocks(chunk, chunks=(lengths, (D,)), dtype=np.float32, meta=np.empty((0, 0), np.float32))
+    assert stored_rows(x) == 299
+    np.testing.assert_array_equal(np.concatenate([part for _, part in pieces(x, 128)]), numbered(2000))
+    assert sorted(read) == starts[:-1].tolist()
+    read.clear()
+    rows = np.array([1999, 0, 605])
+    np.testing.assert_array_equal(read_rows(x, rows), numbered(2000)[rows])
+    assert sorted(read) == [0, 600, 1100, 1107, 1200], "short ones with the next"
+
+
+@pytest.mark.parametrize(("chunk", "size", "most"), [(100, 100, 400), (100, 1000, 1000), (800, 100, 800)])
+def test_pieces_read_some_chunks_at_a_time(monkeypatch, chunk, size, most):
+    monkeypatch.setattr(module, "PIECE_BYTES", 700 * D * 4)
+    file = Chunked(3000, chunk)
+    list(pieces(file, size))
+    assert file.largest == most
+
+
+def test_the_next_piece_is_read_while_one_is_in_use(ahead):
+    """And not more than the next."""
+    reads = pieces(file := Chunked(3000, 100), 400)
+    next(reads)
+    wait_until(lambda: file.times.sum() == 8)
+    time.sleep(0.02)
+    assert file.times.tolist() == [1] * 8 + [0] * 22
+    assert threading.main_thread() not in file.threads
+
+
+def test_code_of_others_stays_in_its_thread():
+    file = Chunked(3000, 100)
+    list(pieces(file, 100))
+    drawn(file, np.arange(3000), 100, 10)
+    assert file.threads == {threading.main_thread()}
+
+
+def readers():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("ThreadPoolExecutor")]
+
+
+@pytest.mark.parametrize(
+    "read", [lambda x: pieces(x, 100), lambda x: shuffled_batches(x, np.arange(3000), 100, seed=0)]
+)
+def test_no_thread_is_left_when_reading_ends_early(ahead, few_blocks_at_a_time, read):
+    before = readers()
+    reads = read(Chunked(3000, 100))
+    next(reads)
+    assert len(readers()) == len(before) + 1
+    reads.close()
+    assert readers() == before
+    for _ in read(Chunked(3000, 100)):
+        break
+    assert readers() == before, "nor when it is just dropped"
+
+
+@pytest.mark.parametrize("fails_at", [0, 450, 2999])
+def test_an_error_of_the_reader_is_raised_where_the_rows_are_asked_for(ahead, few_blocks_at_a_time, fails_at):
+    before, got = readers(), []
+    with pytest.raises(OSError, match="the disk is gone"):
+        got.extend(rows for rows, _ in pieces(Chunked(3000, 100, fails_at=fails_at), 400))
+    assert got == list(row_blocks(3000, 400))[: fails_at // 400]
+    with pytest.raises(OSError, match="the disk is gone"):
+        drawn(Chunked(3000, 100, fails_at=fails_at), np.arange(3000), 100, 40)
+    assert readers() == before
+
+
+BUDGETS = {
+    "chunks shorter than blocks": (100, 12_000, (512, 33)),
+    "blocks of whole chunks": (128, 12_000, (512, 33)),
+    "chunks as blocks": (700, 12_000, (700, 24)),
+    "few long chunks": (4000, 12_000, (4000, 4)),
+    "a narrow budget": (100, 30, (256, 4)),
+}
+
+
+@pytest.mark.parametrize(("chunk", "rows", "blocks"), BUDGETS.values(), ids=BUDGETS)
+def test_blocks_are_chosen_by_width_and_at_least_a_chunk(monkeypatch, chunk, rows, blocks):
+    monkeypatch.setattr(module, "GROUP_BYTES", 17_000 * D * 4 if rows == 12_000 else rows * D * 4)
+    assert module._blocks_to_shuffle(Chunked(50_000, chunk)) == blocks
+
+
+def test_the_order_does_not_depend_on_the_chunks(monkeypatch, ahead):
+    monkeypatch.setattr(module, "GROUP_BYTES", 17_000 * D * 4)
+    n, rows = 40_000, np.arange(0, 40_000, 3)
+    batches = [drawn(Chunked(n, chunk), rows, 1000, 30, seed=5) for chunk in (1, 100, 512)]
+    for other in batches[1:]:
+        np.testing.assert_array_equal(other, batches[0])
+
+
+@pytest.mark.parametrize(("chunk", "most"), [(64, 1.2), (128, 1.0), (512, 1.0), (400, 2.0), (700, 1.0), (5000, 1.0)])
+def test_a_pass_reads_each_chunk_once_or_twice(monkeypatch, ahead, chunk, most):
+    """Once where blocks are whole chunks, else those at their ends again."""
+    monkeypatch.setattr(module, "GROUP_BYTES", 17_000 * D * 4)
+    n, size = 40_000, 1000
+    file = Chunked(n, chunk)
+    for _ in itertools.islice(shuffled_batches(file, np.arange(n), size, seed=0), n // size):
+        pass
+    per_pass = -(-n // chunk)
+    ahead_of_use = -(-20_000 // chunk) * most
+    assert per_pass <= file.times.sum() <= most * per_pass + ahead_of_use + 1
+
+
+def test_starting_later_does_not_read_what_is_skipped(ahead, few_blocks_at_a_time):
+    file = Chunked(3000, 128)
+    batch = next(shuffled_batches(file, np.arange(3000), 100, seed=0, first=27))
+    np.testing.assert_array_equal(numbers(batch), drawn(file, np.arange(3000), 100, 28)[27])
+    file.times[:] = 0
+    batches = shuffled_batches(file, np.arange(3000), 100, seed=0, first=27)
+    next(batches)
+    batches.close()
+    assert file.times.sum() <= 2 * 4, "two groups: the first that is needed, and the next one"
+
+
+def test_a_matrix_in_one_chunk_is_read_once_and_held(few_blocks_at_a_time):
+    file = Chunked(3000, 3000)
+    np.testing.assert_array_equal(
+        drawn(file, np.arange(3000), 100, 90), drawn(numbered(3000), np.arange(3000), 100, 90)
+    )
+    assert file.times.tolist() == [1]
+
+
+def test_a_sparse_matrix_that_is_held_stays_sparse(put, monkeypatch):
+    held = []
+    monkeypatch.setattr(module, "dense_rows", lambda x, rows: held.append(x) or dense_rows(x, rows))
+    drawn(put("zarr csr", numbered(1000)), np.arange(1000), 100, 3)
+    assert {type(x) for x in held} == {sparse.csr_matrix}
+
+
+def test_rows_of_csc_are_read_all_at_once(tmp_path):
+    x = numbered(700)
+    with h5py.File(tmp_path / "csc.h5", "w") as file:
+        ad.io.write_elem(file, "x", sparse.csc_matrix(x), dataset_kwargs={"chunks": (30,)})
+        stored = ad.io.sparse_dataset(file["x"])
+        assert stored_rows(stored) == 700
+        assert row_bytes(stored) == pytest.approx(D * 8, rel=0.01)
+        for rows, part in pieces(stored, 100):
+            assert_rows(part, x[rows], "csr")
+
+
+def test_sizes_of_what_is_stored(put):
+    x = numbered(700)
+    sizes = {"array": (1, D * 4), "memory map": (1, D * 4), "hdf5": (100, D * 4), "zarr": (100, D * 4)}
+    sizes |= {"dask": (100, D * 4), "dask csr": (100, D * 4)}
+    for place, (rows, n_bytes) in sizes.items():
+        stored = put(place, x)
+        for matrix in (stored, Rows(stored, np.arange(5)), Columns(stored, np.array([1]))):
+            assert (stored_rows(matrix), row_bytes(matrix)) == (rows, n_bytes), place
+    for place in ("hdf5 csr", "zarr csr"):
+        assert stored_rows(stored := put(place, x)) == pytest.approx(100, abs=1)
+        assert row_bytes(stored) == pytest.approx(D * 8, rel=0.01)
+
+
+def wait_until(condition):
+    stop = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < stop
+        time.sleep(0.001)

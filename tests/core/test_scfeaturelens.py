@@ -35,7 +35,7 @@ def expression(a, *, seed=1):
     rate[:, 60:70] *= 1 + 9 * (a[:, [3]] > 0)
     x = rng.poisson(rate).astype(np.float64)
     groups = percentile_groups(sparse.csr_matrix(a))
-    positive = groups.positive.toarray().T
+    positive = groups.positive().toarray()
     x[:, -1] = 0
     x[:, -2] = 3
     x[:, -3] = positive[:, 0] * rng.integers(1, 9, N_CELLS)
@@ -79,8 +79,8 @@ def moments_of(masks, x):
 
 def annotated(a, x, sets) -> Concepts:
     groups = percentile_groups(sparse.csr_matrix(a))
-    positive = moments_of(groups.positive.toarray(), x)
-    reference = moments_of(~groups.active.toarray(), x)
+    positive = moments_of(groups.positive().toarray().T, x)
+    reference = moments_of(~groups.active().toarray().T, x)
     return concepts(positive, reference, sparse.csr_matrix(sets.astype(np.float64)))
 
 

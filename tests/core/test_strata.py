@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_np
 from scipy import sparse, stats
 
-from sae.core import moments
+from sae.core import moments, partitions
 from sae.core import strata as module
 from sae.core.differential import Differential, differential
 from sae.core.groups import active_groups, percentile_groups
@@ -251,7 +251,7 @@ def test_chunks_blocks_and_threads_do_not_matter(method, layout, monkeypatch):
     a, x, codes = activity(), layout(expression(g=300)), strata(b=4)
     at_once = compared(method, a, x, codes)
     monkeypatch.setattr(module, "available_threads", lambda: 3)
-    monkeypatch.setattr(moments, "available_threads", lambda: 3)
+    monkeypatch.setattr(partitions, "available_threads", lambda: 3)
     for name in ARRAYS:
         np.testing.assert_array_equal(vars(compared(method, a, x, codes))[name], vars(at_once)[name], err_msg=name)
     monkeypatch.setattr(module, "BLOCK_VALUES", 2 * 300)
@@ -307,7 +307,7 @@ def test_genes_of_the_cells_that_are_left_out_are_not_tested(method, layout):
     """Those that neither the positive nor the reference cells have."""
     a, x, codes = activity(), expression(g=60), strata(b=3)
     groups = GROUPS["percentile"](sparse.csr_matrix(a))
-    left_out = groups.active.toarray()[4] & ~groups.positive.toarray()[4]
+    left_out = (groups.active() != groups.positive()).toarray()[:, 4]
     x[:, :50] = np.where(left_out[:, None], x[:, :50], 0)
     assert x[:, :50].any(axis=0).all()
     found = compared(method, a, layout(x), codes, made=GROUPS["percentile"])

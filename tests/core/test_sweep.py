@@ -19,7 +19,6 @@ from sae.core.sweep import (
     Outcome,
     Run,
     Store,
-    _replacing,
     expand,
     in_this_process,
     label_auroc,
@@ -285,16 +284,6 @@ def test_half_of_a_run_is_none(tmp_path):
         assert store.find(RUN) is None
     store.save(RUN, replace(OUTCOME, directions=np.zeros((0, 3), np.float32)))
     assert store.find(RUN) == OUTCOME.record, "all features may be dead"
-
-
-def test_processes_with_the_same_number_do_not_meet(tmp_path, monkeypatch):
-    """As in containers that share a folder: one ends a run while the other writes it."""
-    monkeypatch.setattr("os.getpid", lambda: 1)
-    store = Store(tmp_path, "cells")
-    with _replacing(store.path(RUN)) as slow, _replacing(store.path(RUN)) as fast:
-        fast.write_text("{}")
-        slow.write_text("{}")
-    assert [path.name for path in tmp_path.iterdir()] == [store.path(RUN).name]
 
 
 def test_a_failure_is_kept_without_directions(tmp_path):

@@ -65,7 +65,9 @@ each_codes = pytest.mark.parametrize("codes", CODES.values(), ids=CODES)
 
 def compared(a, x, codes=None, *, min_cells=1, min_expected=MIN_EXPECTED) -> RankSum:
     """All blocks as one."""
-    blocks = list(wilcoxon(sparse.csr_matrix(a), x, codes, min_cells=min_cells, min_expected=min_expected))
+    blocks = list(
+        wilcoxon(active_groups(sparse.csr_matrix(a)), x, codes, min_cells=min_cells, min_expected=min_expected)
+    )
     assert blocks
     return RankSum(**{name: np.concatenate([vars(block)[name] for block in blocks]) for name in vars(blocks[0])})
 
@@ -110,7 +112,7 @@ def test_blocks_do_not_change_the_result(layout, expression, codes, sizes, monke
     monkeypatch.setattr(module, "BLOCK_VALUES", sizes[0])
     monkeypatch.setattr(columns, "COLUMN_VALUES", sizes[1])
     monkeypatch.setattr(module, "SUM_VALUES", sizes[2])
-    assert len(list(wilcoxon(sparse.csr_matrix(a), layout(x), min_cells=1))) > 1
+    assert len(list(wilcoxon(active_groups(sparse.csr_matrix(a)), layout(x), min_cells=1))) > 1
     # Products with the strata are summed by BLAS in an order that depends on the block.
     assert_same(compared(a, layout(x), codes(50)), at_once, rtol=1e-13 if codes is batches else 0, atol=1e-14)
 
@@ -153,7 +155,7 @@ class Counted:
     """Rows on disk, and how often they were read."""
 
     def __init__(self, x):
-        self._x, self.shape, self.n_read = x, x.shape, 0
+        self._x, self.shape, self.dtype, self.n_read = x, x.shape, x.dtype, 0
 
     def __getitem__(self, rows):
         self.n_read += rows.stop - rows.start
@@ -176,7 +178,7 @@ def test_blocks_are_those_of_the_t_test(sums, monkeypatch):
     monkeypatch.setattr(module, "BLOCK_VALUES", 2 * 12)
     monkeypatch.setattr(module, "SUM_VALUES", sums)
     others = welch_module.differential(active_groups(a), x, scan(x), log_base=None, pseudocount=1, min_cells=9)
-    for block, other in zip(wilcoxon(a, x, min_cells=9), others, strict=True):
+    for block, other in zip(wilcoxon(active_groups(a), x, min_cells=9), others, strict=True):
         np.testing.assert_array_equal(block.features, other.features)
 
 
@@ -273,13 +275,13 @@ def test_gene_of_one_cell_among_very_many_keeps_the_digits(layout):
 def test_features_need_enough_active_and_inactive_cells(min_cells, features):
     n_active = [0, 1, 2, 5, 15, 19, 20]
     a = sparse.csr_matrix((np.arange(20)[:, None] < n_active).astype(np.float32))
-    blocks = list(wilcoxon(a, counts(n=20), min_cells=min_cells))
+    blocks = list(wilcoxon(active_groups(a), counts(n=20), min_cells=min_cells))
     assert [feature for block in blocks for feature in block.features] == features
 
 
 def test_no_cell_is_not_a_group():
     with pytest.raises(ValueError, match="min_cells=0 is below 1"):
-        list(wilcoxon(sparse.csr_matrix(activity()), counts(), min_cells=0))
+        list(wilcoxon(active_groups(sparse.csr_matrix(activity())), counts(), min_cells=0))
 
 
 @pytest.mark.parametrize("value", [0, -1])
@@ -619,7 +621,7 @@ def test_batch_that_a_feature_prefers_does_not_make_the_p_value():
 
 def test_codes_are_of_all_cells():
     with pytest.raises(ValueError, match=r"codes has shape \(49,\), but there are 50 cells"):
-        list(wilcoxon(sparse.csr_matrix(activity()), counts(), np.zeros(49), min_cells=1))
+        list(wilcoxon(active_groups(sparse.csr_matrix(activity())), counts(), np.zeros(49), min_cells=1))
 
 
 @settings(deadline=None)

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 
 import sae
-from sae.report import _contents, _report, report
+from sae.report import _contents, report
 
 
 class Page:
@@ -385,7 +385,7 @@ def test_a_failed_run_leaves_the_older_file(archived, tmp_path, monkeypatch):
     def fail(source, target):
         raise OSError("no space left")
 
-    monkeypatch.setattr(_report.os, "replace", fail)
+    monkeypatch.setattr("os.replace", fail)
     with pytest.raises(OSError, match="no space left"):
         report(archived, path)
     assert path.read_text() == "older" and [found.name for found in tmp_path.iterdir()] == ["page.html"]

@@ -9,11 +9,14 @@ import numpy as np
 from scipy import sparse
 
 from .architectures import Activation
-from .rows import Matrix, dense_rows, on_disk, row_blocks
+from .cluster import cluster_of, folded
+from .rows import Matrix, dense_rows, pieces, row_blocks, spans
 from .workers import Workers, available_threads
 
 BLOCK_ROWS = 512
 """Rows that are encoded at a time."""
+BLOCKS_PER_THREAD = 8
+"""Of the blocks that are in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,19 @@ class Autoencoder:
         return Encoded(activations, np.concatenate([np.empty(0), *(part.squared_error for part in parts)]))
 
     def encode_blocks(self, x: Matrix, *, on_block: Callable[[int], object] | None = None) -> Iterator[Encoded]:
-        """Encode cells and yield the result block by block."""
+        """Encode cells and yield the result block by block, in order; of a dask array on a cluster, its workers do it."""
+        client = cluster_of(x)
+        if client is None:
+            blocks = self._encode_here(x)
+        else:
+            parts = ([rows] for rows in spans(x, BLOCK_ROWS * BLOCKS_PER_THREAD))
+            blocks = folded(client, _encode_there, [x], parts, self)
+        for block in blocks:
+            yield block
+            if on_block is not None:
+                on_block(len(block.squared_error))
+
+    def _encode_here(self, x: Matrix) -> Iterator[Encoded]:
         from . import kernels
 
         # The kernel takes two rows and four inputs at a time; zeros change no sum.
@@ -100,12 +115,11 @@ class Autoencoder:
         workers = Workers(available_threads())
         search = 0.0
 
-        def encode(worker: int, rows: slice) -> Encoded:
+        def encode(worker: int, rows: Matrix) -> Encoded:
             nonlocal search
-            read = dense_rows(x, rows)
-            n = len(read)
+            n = rows.shape[0]
             block = np.zeros((n + n % 2, len(W_enc)), np.float32)
-            block[:n, : self.n_inputs] = read
+            block[:n, : self.n_inputs] = dense_rows(rows, slice(None))
             pre = np.empty((len(block), self.n_features), np.float32)
             kernels.products(block, W_enc, b_enc, pre)
             words = np.zeros(-(-self.n_features // 8), np.uint64)
@@ -129,16 +143,15 @@ class Autoencoder:
             return Encoded(sparse.csr_matrix(parts, shape=(n, self.n_features)), errors)
 
         try:
-            # From disk one block at a time: most readers are not made for several threads.
-            blocks, at_once = list(row_blocks(x.shape[0], BLOCK_ROWS)), 1 if on_disk(x) else workers.n
-            for start in range(0, len(blocks), at_once):
-                for part in workers.each(encode, blocks[start : start + at_once]):
-                    yield part
-                    if on_block is not None:
-                        on_block(len(part.squared_error))
+            for _, part in pieces(x, BLOCK_ROWS * BLOCKS_PER_THREAD * workers.n):
+                yield from workers.each(encode, [part[rows] for rows in row_blocks(part.shape[0], BLOCK_ROWS)])
         finally:
             workers.close()
 
     def decode(self, activations: Matrix) -> np.ndarray:
         """Map activations (n, h) back to the representation (n, d)."""
         return activations @ self.W_dec + self.b_dec
+
+
+def _encode_there(_: None, x: Matrix, sae: Autoencoder) -> Encoded:
+    return sae.encode(x)

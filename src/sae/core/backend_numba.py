@@ -44,10 +44,6 @@ class NumbaBackend:
         self._press(1.0)
         products = settings.batch_size * d * h
         n_workers = max(1, min(available_threads(), products // PRODUCTS_PER_THREAD))
-        # Left alone, a product in a thread of ours would start further threads.
-        self._workers = Workers(n_workers, lambda: torch.set_num_threads(1))
-        self._threads_before = torch.get_num_threads()
-        torch.set_num_threads(1)
         large = d >= BFLOAT16_FROM_INPUTS and products >= BFLOAT16_FROM_PRODUCTS
         self._may_narrow = architecture.sparsity == "k" and large and _has_bfloat16()
         self._W_enc = torch.from_numpy(self.arrays["W_enc"])
@@ -59,6 +55,10 @@ class NumbaBackend:
         self._ends = [np.empty(h + 1, np.int64) for _ in range(n_workers)]
         self._sorted = [_sorted_arrays(0) for _ in range(n_workers)]
         self._allocate(settings.batch_size)
+        # Left alone, a product in a thread of ours would start further threads. Last: what fails before must not leave it so.
+        self._workers = Workers(n_workers, lambda: torch.set_num_threads(1))
+        self._threads_before = torch.get_num_threads()
+        torch.set_num_threads(1)
 
     def _allocate(self, n: int) -> None:
         """Make room for the lists and residuals of n rows."""
@@ -73,9 +73,9 @@ class NumbaBackend:
         self._gradients = np.empty((n_blocks, capacity), np.float32)
 
     def close(self) -> None:
-        """End the threads and give torch its number of threads back."""
-        self._workers.close()
+        """Give torch its number of threads back and end ours."""
         torch.set_num_threads(self._threads_before)
+        self._workers.close()
 
     def step(self, y: np.ndarray, number: int, rate: float, pressure: float = 1.0) -> float:
         """Take step `number` (from 0) on the rows `y` (n, d) and return the loss before it.

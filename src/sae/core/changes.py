@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from .rows import Matrix, read_rows, row_blocks
+from .rows import Matrix, dense_rows, pieces, select_rows
 from .statistics import benjamini_hochberg, log2_fold_change
 from .steering import Decode, Steps, chunk_rows
 from .student import log_two_sided
@@ -154,8 +154,8 @@ def summed_changes(
         for first in range(0, len(steps), at_once):
             block = steps[first : first + at_once]
             found = [[Changes.none(n, sums) for sums in before] for _ in block]
-            for rows in row_blocks(len(cells), chunk_rows(n_genes)):
-                some = read_rows(z, cells[rows]).astype(np.float32, copy=False)
+            for rows, part in pieces(select_rows(z, cells), chunk_rows(n_genes)):
+                some = dense_rows(part, slice(None)).astype(np.float32, copy=False)
                 base = decode(cells[rows], some, None)
                 if first == 0:
                     for sums, values in zip(before, base, strict=True):
@@ -177,8 +177,8 @@ def summed_changes(
 def group_means(z: Matrix, cells: np.ndarray, codes: np.ndarray, n_groups: int) -> np.ndarray:
     """Return the mean latent (groups, d) of cells, by group; NaN for a group without cells."""
     total = np.zeros((n_groups, z.shape[1]))
-    for rows in row_blocks(len(cells), 8192):
-        np.add.at(total, codes[rows], read_rows(z, cells[rows]))
+    for rows, part in pieces(select_rows(z, cells), 8192):
+        np.add.at(total, codes[rows], dense_rows(part, slice(None)))
     with np.errstate(invalid="ignore"):
         return total / np.bincount(codes, minlength=n_groups)[:, None]
 

@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
 
-from .backend import Backend, Settings
+from .backend import Arrays, Backend, Settings
+from .files import replacing
 from .schedule import Schedule
 
 SECONDS_BETWEEN = 60.0
+UNREADABLE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    KeyError,
+    ValueError,
+    AttributeError,
+    TypeError,
+    OverflowError,
+    RuntimeError,
+    MemoryError,
+    OSError,
+    TokenError,
+)
+"""What NumPy raises for archives that are damaged or were never checkpoints."""
 
 
 class CheckpointError(ValueError):
@@ -51,30 +67,46 @@ class Checkpoint:
         arrays["signature"] = np.array(self._signature)
         arrays["progress"] = np.array([done, schedule.steps, schedule.decay])
         arrays["history"] = np.array(history)
-        partial = self.path.with_name(self.path.name + ".partial")
-        with partial.open("wb") as file:
+        with replacing(self.path) as partial, partial.open("wb") as file:
             np.savez(file, **arrays)
-        os.replace(partial, self.path)
         self._saved_at = time.monotonic()
 
     def resume(self, backend: Backend, schedule: Schedule) -> tuple[int, list[list[float]]]:
         """Bring a run to the saved state; return its number of steps and its history, none where there is no file."""
         if not self.path.exists():
             return 0, []
-        try:
-            with self.path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                saved = {name: archive[name] for name in archive.files}
-            signature, progress, history = str(saved["signature"]), saved["progress"], saved["history"]
-        except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, AttributeError, TypeError) as error:
-            raise CheckpointError(
-                f"{self.path} is not a checkpoint of sae, or was damaged ({error}). Remove it to train from the start, or "
-                "choose another file."
-            ) from error
+        with self.path.open("rb") as file:
+            try:
+                with np.load(file, allow_pickle=False) as archive:
+                    saved = {name: archive[name] for name in archive.files}
+                signature = str(saved["signature"])
+            except UNREADABLE as error:
+                raise self._damaged(error) from error
         if signature != self._signature:
             raise CheckpointError(
                 f"The checkpoint {self.path} was written with other settings or other data. Repeat the settings, or choose "
                 "another file."
             )
-        backend.load({name[len("state.") :]: value for name, value in saved.items() if name.startswith("state.")})
-        done, schedule.steps, schedule.decay = (int(number) for number in progress)
-        return done, history.tolist()
+        state = {name[len("state.") :]: value for name, value in saved.items() if name.startswith("state.")}
+        try:
+            _check_state(state, backend.state())
+            done, steps, decay = map(int, saved["progress"])
+            history = saved["history"].tolist()
+            backend.load(state)
+        except UNREADABLE as error:
+            raise self._damaged(error) from error
+        schedule.steps, schedule.decay = steps, decay
+        return done, history
+
+    def _damaged(self, error: BaseException) -> CheckpointError:
+        return CheckpointError(
+            f"{self.path} is not a checkpoint of sae, or was damaged ({error}). Remove it to train from the start, or choose "
+            "another file."
+        )
+
+
+def _check_state(found: Arrays, expected: Arrays) -> None:
+    """Refuse arrays of other shapes: some would be broadcast."""
+    for name, value in expected.items():
+        if found[name].shape != value.shape or found[name].dtype != value.dtype:
+            raise ValueError(f"{name} is {found[name].shape} {found[name].dtype}, not {value.shape} {value.dtype}")

@@ -75,11 +75,15 @@ def permuted_cells(
     codes
         (n,) batch of each cell; cells are exchanged within their batch only. None for a single batch.
     """
-    n = active.shape[0]
+    return active[random_cells(active.shape[0], codes, rng)]
+
+
+def random_cells(n: int, codes: np.ndarray | None = None, rng: int | np.random.Generator | None = 0) -> np.ndarray:
+    """Return the cell (n,) whose place each one takes: all of them in a random order, within the batches of `codes` (n,)."""
     codes = np.zeros(n, np.int64) if codes is None else np.asarray(codes)
     if codes.shape != (n,):
         raise ValueError(f"codes has shape {codes.shape}, but there are {n} cells. Pass one batch for each.")
-    return active[shuffled_within(codes, np.random.default_rng(rng))]
+    return shuffled_within(codes, np.random.default_rng(rng))
 
 
 def shuffled_within(groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:

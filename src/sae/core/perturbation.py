@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import sparse
 
+from .groups import active_groups
 from .moments import ROUNDING, chunks
 from .null import empirical_fdr
 from .rows import Matrix, select_rows
@@ -94,7 +95,7 @@ def respond(
     x = a[:, tested]
     real_labels = sparse.csc_matrix(perturbed[:, None])
     labels = sparse.hstack([real_labels, permuted_labels(perturbed, strata, n_permutations, rng)], format="csr")
-    found = list(wilcoxon(labels, x, strata, min_cells=1))
+    found = list(wilcoxon(active_groups(labels), x, strata, min_cells=1))
     kept = np.isfinite(found[0].pval[0])
     x, score = x[:, kept], np.concatenate([block.score[:, kept] for block in found])
     real, *permuted = np.abs(score)

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from .autoencoder import Autoencoder
-from .rows import Matrix, dense_rows, row_blocks
+from .rows import Matrix, dense_rows, pieces
 
 Preprocess = Literal["damped", "center", "standardize", "whiten", "none"]
 PREPROCESS: tuple[str, ...] = get_args(Preprocess)
@@ -136,7 +136,7 @@ def fit_scaling(x: Matrix, kind: Preprocess | None = None, *, block_rows: int = 
     Parameters
     ----------
     x
-        (n, d), dense or CSR.
+        (n, d), dense or CSR, in memory or on disk.
     kind
         By default `"damped"` for principal components and `"center"` for everything else.
         `"damped"`: principal components, each divided by its standard deviation and multiplied by (1 − ν/λ)³, the cube of
@@ -157,13 +157,13 @@ def fit_scaling(x: Matrix, kind: Preprocess | None = None, *, block_rows: int = 
             'Use preprocess="center" or "standardize".'
         )
     mean = np.zeros(d)
-    for rows in row_blocks(n, block_rows):
-        mean += dense_rows(x, rows).sum(axis=0, dtype=np.float64)
+    for _, part in pieces(x, block_rows):
+        mean += dense_rows(part, slice(None)).sum(axis=0, dtype=np.float64)
     mean /= n
     paired = kind is None or kind in DECORRELATING
     second = np.zeros((d, d) if paired else d)
-    for rows in row_blocks(n, block_rows):
-        centred = dense_rows(x, rows).astype(np.float64) - mean
+    for _, part in pieces(x, block_rows):
+        centred = dense_rows(part, slice(None)).astype(np.float64) - mean
         second += centred.T @ centred if paired else np.square(centred).sum(axis=0)
     second /= n
     variance = np.diag(second) if paired else second

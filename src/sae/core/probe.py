@@ -9,7 +9,7 @@ import numpy as np
 from scipy import sparse
 
 from .moments import chunks, scan
-from .rows import Matrix, dense_rows, on_disk, read_rows, row_blocks, varying_columns
+from .rows import Matrix, dense_rows, row_blocks, select_rows, take_rows, varying_columns
 
 RIDGES = 10.0 ** np.arange(-10, 4)
 """Penalties to choose from, as shares of the mean square of a column."""
@@ -77,7 +77,7 @@ class Standardised:
 
     def rows(self, rows: np.ndarray) -> Matrix:
         """Return some rows."""
-        return self.of(read_rows(self.x, rows) if on_disk(self.x) else self.x[rows])
+        return self.of(take_rows(select_rows(self.x, rows), slice(None)))
 
     def of(self, part: Matrix) -> Matrix:
         """Standardise some rows."""

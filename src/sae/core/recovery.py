@@ -9,10 +9,10 @@ import numpy as np
 from scipy import sparse
 from scipy.optimize import linear_sum_assignment
 
-from .rows import Matrix, dense_rows, row_blocks, varying_columns
+from .rows import Matrix, as_csr, pieces, varying_columns
 
 BLOCK_VALUES = 8_000_000
-"""Cells × features held densely in float64 at a time (64 MB), for dense activations and for those on disk."""
+"""Cells × features of a block; dense ones are held in float64 (64 MB)."""
 
 COLLINEAR = 1e-8
 """Combinations of features with less than this share of the largest variance take no part in a regression."""
@@ -109,9 +109,7 @@ def correlations(truth: np.ndarray, activations: Matrix, *, centred: bool = True
         raise ValueError(f"{(~np.isfinite(z)).sum()} values of the truth are not finite. Leave these cells out.")
     if centred:
         z -= z.mean(axis=0) if len(z) else 0
-    products, squares, varying = (_sparse_sums if sparse.issparse(activations) else _dense_sums)(
-        z, activations, centred
-    )
+    products, squares, varying = _sums(z, activations, centred)
     r = np.zeros_like(products)
     norms = np.sqrt(np.outer(np.square(z).sum(axis=0), squares))
     known = np.ix_(varying_columns(truth), varying) if centred else norms > 0
@@ -123,32 +121,39 @@ Sums = tuple[np.ndarray, np.ndarray, np.ndarray]
 """zᵀa (p, h), Σ(a − ā)² (h,) (Σa² if not centred), and whether a varies (h,)."""
 
 
-def _sparse_sums(z: np.ndarray, a: Matrix, centred: bool) -> Sums:
-    """Sum the stored values; the square of each zero is ā²."""
-    a = sparse.csr_matrix(a, dtype=np.float64)
+def _sums(z: np.ndarray, a: Matrix, centred: bool) -> Sums:
+    """Sum in blocks of cells, read twice: for the mean, and for the rest. Of sparse ones, the square of each zero is ā²."""
+    a = as_csr(a) if sparse.issparse(a) else a
     n, h = a.shape
-    n_stored = np.bincount(a.indices, minlength=h)
-    mean = np.bincount(a.indices, weights=a.data, minlength=h) / max(n, 1) * centred
-    squares = np.bincount(a.indices, weights=np.square(a.data - mean[a.indices]), minlength=h)
-    return (a.T @ z).T, squares + (n - n_stored) * mean**2, varying_columns(a)
-
-
-def _dense_sums(z: np.ndarray, a: Matrix, centred: bool) -> Sums:
-    """Sum in blocks of cells, read twice: for the mean, and for the rest."""
-    n, h = a.shape
-    blocks = list(row_blocks(n, max(1, BLOCK_VALUES // max(h, 1))))
-    total, low, high = np.zeros(h), np.full(h, np.inf), np.full(h, -np.inf)
-    for rows in blocks:
-        part = dense_rows(a, rows)
-        total += part.sum(axis=0, dtype=np.float64)
-        low, high = np.minimum(low, part.min(axis=0)), np.maximum(high, part.max(axis=0))
+    size = max(1, BLOCK_VALUES // max(h, 1))
+    total, low, high, n_stored = np.zeros(h), np.full(h, np.inf), np.full(h, -np.inf), np.zeros(h, dtype=np.int64)
+    for _, part in pieces(a, size):
+        if sparse.issparse(part):
+            total += np.bincount(part.indices, weights=part.data, minlength=h)
+            n_stored += np.bincount(part.indices, minlength=h)
+            np.minimum.at(low, part.indices, part.data)
+            np.maximum.at(high, part.indices, part.data)
+        else:
+            total += part.sum(axis=0, dtype=np.float64)
+            n_stored += len(part)
+            low, high = np.minimum(low, part.min(axis=0)), np.maximum(high, part.max(axis=0))
     mean = total / max(n, 1) * centred
-    products, squares = np.zeros((z.shape[1], h)), np.zeros(h)
-    for rows in blocks:
-        part = dense_rows(a, rows) - mean
-        products += z[rows].T @ part
-        squares += np.square(part).sum(axis=0)
-    return products, squares, high > low
+    products, squares = np.zeros((z.shape[1], h)), (n - n_stored) * mean**2
+    for rows, part in pieces(a, size):
+        if sparse.issparse(part):
+            some = part.astype(np.float64)
+            products += (some.T @ z[rows]).T
+            squares += np.bincount(some.indices, weights=np.square(some.data - mean[some.indices]), minlength=h)
+        else:
+            some = part - mean
+            products += z[rows].T @ some
+            squares += np.square(some).sum(axis=0)
+    some_zero = n_stored < n
+    return (
+        products,
+        squares,
+        np.where(some_zero, np.maximum(high, 0), high) > np.where(some_zero, np.minimum(low, 0), low),
+    )
 
 
 def edge_scores(features: np.ndarray, x: Matrix, method: str) -> np.ndarray:

@@ -11,14 +11,18 @@ from numba import njit
 from scipy import linalg, sparse
 
 from .differential import BLOCK_VALUES, Differential
-from .moments import GENES_PER_TASK, IMPRECISE, ROUNDING, Genes, chunks
-from .rows import Matrix, row_blocks
+from .groups import Groups
+from .moments import GENES_PER_TASK, IMPRECISE, ROUNDING, Genes, dense_or_csr, summed, sums_at_a_time
+from .partitions import Summing, Sums
+from .rows import Matrix, as_csr, row_blocks
 from .statistics import log2_fold_change
 from .t_test import check_limits, from_t
 from .workers import Workers, available_threads, in_order
 
 SUM_VALUES = 150_000_000
 """Products (features × genes) summed at a time (1.2 GB); with more, the cells are read again for the next features."""
+CLUSTER_SUM_VALUES = 36_000_000
+"""The same on a cluster (0.3 GB), where a worker holds those of several tasks."""
 COLLINEAR = 1e-7
 """A covariate of which the others leave no more than this share of its standard deviation is dropped (as in R's `lm`)."""
 CONSTANT = 1e-12
@@ -28,7 +32,7 @@ _compiled: Any = njit(nogil=True, cache=True)
 
 
 def regression(
-    a: sparse.csr_matrix,
+    groups: Groups,
     x: Matrix,
     genes: Genes,
     covariates: np.ndarray,
@@ -51,14 +55,14 @@ def regression(
 
     Parameters
     ----------
-    a
-        Activations (n, h) ≥ 0.
+    groups
+        Activations (n, h) ≥ 0, and in how many cells each feature is active.
     x
         Expression (n, g), dense or sparse, in memory or read by rows.
     genes
         What :func:`scan` found.
     covariates
-        (n, c), any c ≥ 0. Those that others explain change nothing.
+        (n, c), any c ≥ 0, in memory, beside a basis of the same size. Those that others explain change nothing.
     log_base, pseudocount
         For the fold change, see :func:`log2_fold_change`.
     min_cells
@@ -77,15 +81,12 @@ def regression(
             f"{n} cells leave no degrees of freedom beside {basis.shape[1] - 1} independent covariates and the "
             "activation. Use fewer covariates (a categorical one counts once per category)."
         )
-    active = sparse.csr_matrix(a, copy=True)
-    active.data = np.maximum(active.data, 0)
-    active.eliminate_zeros()
-    features = np.flatnonzero(active.getnnz(axis=0) >= min_cells)
+    features = np.flatnonzero(groups.n_active >= min_cells)
     block = max(1, BLOCK_VALUES // max(g, 1))
-    n_held = max(1, SUM_VALUES // (block * max(g, 1))) * block
+    n_held = max(1, sums_at_a_time(x, SUM_VALUES, CLUSTER_SUM_VALUES) // (block * max(g, 1))) * block
     for held in row_blocks(len(features), n_held):
         chosen = features[held]
-        fit = _Fit(active[:, chosen], x, genes, basis)
+        fit = _Fit(groups, chosen, x, genes, basis)
 
         def tested(part: slice, chosen: np.ndarray = chosen, fit: _Fit = fit) -> Differential:
             return fit.differential(chosen[part], part, log_base=log_base, pseudocount=pseudocount)
@@ -114,8 +115,8 @@ class _Fit:
 
     Parameters
     ----------
-    a
-        (n, f), stored where a feature is active.
+    groups, features
+        Activations (n, h), and the f features of them that are measured.
     x
         Expression (n, g).
     genes
@@ -124,13 +125,13 @@ class _Fit:
         (n, r) of :func:`orthonormal`.
     """
 
-    def __init__(self, a: sparse.csr_matrix, x: Matrix, genes: Genes, basis: np.ndarray):
-        n, f = a.shape
+    def __init__(self, groups: Groups, features: np.ndarray, x: Matrix, genes: Genes, basis: np.ndarray):
+        n, f = x.shape[0], len(features)
         self._genes, self._df = genes, n - basis.shape[1] - 1
-        n_active, total = a.getnnz(axis=0), np.bincount(a.indices, a.data, minlength=f)
+        sums = cross_products(groups.a, basis, x, genes.shift, features)
+        n_active, total = groups.n_active[features], sums.feature_totals
         self._mean, self._mean_active = total / n, total / n_active
-        self._lowest = a.min(axis=0).toarray().ravel()
-        sums = cross_products(a, basis, x, genes.shift)
+        self._lowest = np.where(n_active < n, 0, sums.feature_lowest)
         self._products, on_basis = sums.products[:, :f], sums.products[:, f:]
         self._genes_on_basis = np.ascontiguousarray(on_basis.T)
         self._features_on_basis = sums.features_on_basis
@@ -171,24 +172,45 @@ class CrossProducts:
     features_on_basis: np.ndarray
     """(f, r)"""
     feature_squares: np.ndarray
+    feature_totals: np.ndarray
+    feature_lowest: np.ndarray
+    """(f,), of the cells where each is active."""
 
 
-def cross_products(a: sparse.csr_matrix, basis: np.ndarray, x: Matrix, shift: np.ndarray) -> CrossProducts:
-    """Read the cells once; every gene is added up by one thread, in their order."""
-    f, r, g = a.shape[1], basis.shape[1], x.shape[1]
-    sums = CrossProducts(np.zeros((g, f + r)), np.zeros(g), np.zeros(g), np.zeros((f, r)), np.zeros(f))
-    workers = Workers(available_threads())
-    try:
-        for rows, part in chunks(x):
-            weights = a[rows].astype(np.float64)
-            sums.features_on_basis[:] += weights.T @ basis[rows]
-            sums.feature_squares[:] += np.bincount(weights.indices, weights.data**2, minlength=f)
-            joined = sparse.hstack([weights, sparse.csr_matrix(basis[rows])], format="csr")
-            add = _adder(part, joined, shift, sums.products, sums.gene_squares, sums.highest)
-            workers.each(add, range(0, g, GENES_PER_TASK))
-    finally:
-        workers.close()
-    return sums
+def cross_products(
+    a: Matrix, basis: np.ndarray, x: Matrix, shift: np.ndarray, features: np.ndarray | None = None
+) -> CrossProducts:
+    """Read the cells once, with some of the features (by default all); every gene is added up by one thread, in their order."""
+    features = np.arange(a.shape[1]) if features is None else features
+    return CrossProducts(*summed(_Multiplying(shift, features, basis.shape[1]), x, a, basis))
+
+
+@dataclass(frozen=True)
+class _Multiplying(Summing):
+    """What :class:`CrossProducts` consists of, of some features of all."""
+
+    shift: np.ndarray
+    features: np.ndarray
+    r: int
+
+    def start(self) -> Sums:
+        g, f = len(self.shift), len(self.features)
+        of_features = np.zeros((f, self.r)), np.zeros(f), np.zeros(f), np.full(f, np.inf)
+        return np.zeros((g, f + self.r)), np.zeros(g), np.zeros(g), *of_features
+
+    def add(self, sums: Sums, workers: Workers, *parts: Any) -> None:
+        x, weights, basis = dense_or_csr(parts[0]), as_csr(parts[1])[:, self.features].astype(np.float64), parts[2]
+        weights.data = np.maximum(weights.data, 0)
+        weights.eliminate_zeros()
+        _add_features(weights.indptr, weights.indices, weights.data, basis, *sums[3:])
+        joined = sparse.hstack([weights, sparse.csr_matrix(basis)], format="csr")
+        workers.each(_adder(x, joined, self.shift, *sums[:3]), range(0, len(self.shift), GENES_PER_TASK))
+
+    def join(self, sums: Sums, more: Sums) -> None:
+        sums[2][:] = np.maximum(sums[2], more[2])
+        sums[6][:] = np.minimum(sums[6], more[6])
+        for place in (0, 1, 3, 4, 5):
+            sums[place][:] += more[place]
 
 
 def _adder(
@@ -212,6 +234,18 @@ def _adder(
             _add_dense(low, high, values, shift, starts, columns, weights.data, *sums)
 
     return add
+
+
+@_compiled
+def _add_features(indptr, indices, weights, basis, on_basis, squares, totals, lowest):
+    for cell in range(basis.shape[0]):
+        for e in range(indptr[cell], indptr[cell + 1]):
+            feature, weight = indices[e], weights[e]
+            for k in range(basis.shape[1]):
+                on_basis[feature, k] += weight * basis[cell, k]
+            squares[feature] += weight * weight
+            totals[feature] += weight
+            lowest[feature] = min(lowest[feature], weight)
 
 
 @_compiled

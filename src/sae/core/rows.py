@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from scipy import sparse
 
 Matrix: TypeAlias = Any
 """A NumPy array or a SciPy CSR matrix; or, on disk, anything with a shape that gives rows for a slice."""
+Task = TypeVar("Task")
+Read = TypeVar("Read")
 
-PIECE_BYTES = 64_000_000
+PIECE_BYTES = 32_000_000
 """What is read from disk at a time, unless a single chunk there is larger; two such pieces are held."""
 CHUNKS_PER_PIECE = 4
 DISK_BLOCK_ROWS = 256
+"""Rows of a memory map that are read together, and the fewest of any file."""
 DISK_BLOCKS_SHUFFLED = 128
+"""Blocks of a memory map that are shuffled together."""
+GROUP_BYTES = 128_000_000
+"""Rows of a file, as 32-bit numbers, that are shuffled together."""
+BLOCKS_PER_GROUP, FEWEST_BLOCKS = 32, 4
 
 
 def take_rows(x: Matrix, rows: slice | np.ndarray) -> Any:
@@ -33,30 +40,87 @@ def take_rows(x: Matrix, rows: slice | np.ndarray) -> Any:
 def pieces(x: Matrix, size: int) -> Iterator[tuple[slice, Any]]:
     """Yield the rows of `x` (n, d) in order, `size` at a time, in memory as :func:`take_rows` gives them.
 
-    From disk, several chunks of the file are read at once, the next ones while those before are in use.
+    From disk, several whole chunks of the file are read at once, each of them once, and the next ones while those before are
+    in use.
     """
-    n = x.shape[0]
+    blocks = row_blocks(x.shape[0], size)
     if not on_disk(x):
-        for rows in row_blocks(n, size):
+        for rows in blocks:
             yield rows, take_rows(x, rows)
         return
-    least = stored_rows(x)
-    at_once = max(least, min(CHUNKS_PER_PIECE * least, int(PIECE_BYTES / max(row_bytes(x), 1))))
-    larger = list(row_blocks(n, -(-at_once // size) * size))
-    ahead = reads_ahead(x)
+    at_once = max(size, min(CHUNKS_PER_PIECE * stored_rows(x), int(PIECE_BYTES / max(row_bytes(x), 1))))
+    yield from zip(blocks, _cut(_read(x, take_rows, spans(x, at_once)), size), strict=True)
+
+
+def _read(x: Matrix, read: Callable[[Matrix, Task], Read], tasks: Iterable[Task]) -> Iterator[Read]:
+    """Yield read(x, task) of all tasks; where another thread may read, it does the next one meanwhile."""
+    if not reads_ahead(x):
+        yield from (read(x, task) for task in tasks)
+        return
     with ThreadPoolExecutor(1) as reader:
         waiting = None
-        for number, rows in enumerate(larger):
-            part = take_rows(x, rows) if waiting is None else waiting.result()
-            follows = ahead and number + 1 < len(larger)
-            waiting = reader.submit(take_rows, x, larger[number + 1]) if follows else None
-            for some in row_blocks(rows.stop - rows.start, size):
-                yield slice(rows.start + some.start, rows.start + some.stop), part[some]
+        for task in tasks:
+            following = reader.submit(read, x, task)
+            if waiting is not None:
+                yield waiting.result()
+            waiting = following
+        if waiting is not None:
+            yield waiting.result()
+
+
+def _cut(parts: Iterable[Any], size: int) -> Iterator[Any]:
+    """Cut what comes in parts, which may be sparse, into pieces of `size` rows, and at the end the rest."""
+    rest: list[Any] = []
+    n_rest = 0
+    for part in parts:
+        start = min(size - n_rest, part.shape[0]) if n_rest else 0
+        if start:
+            rest.append(part[:start])
+            n_rest += start
+            if n_rest < size:
+                continue
+            yield _joined(rest)
+        stop = start + (part.shape[0] - start) // size * size
+        for low in range(start, stop, size):
+            yield part[low : low + size]
+        # A copy, or all of the part would be held.
+        rest, n_rest = [part[stop:].copy()], part.shape[0] - stop
+        del part
+    if n_rest:
+        yield _joined(rest)
+
+
+def _joined(parts: list[Any]) -> Any:
+    """Put rows below each other, or numbers behind each other."""
+    if len(parts) == 1:
+        return parts[0]
+    return sparse.vstack(parts, format="csr") if sparse.issparse(parts[0]) else np.concatenate(parts)
+
+
+def _edges(x: Matrix, least: int) -> np.ndarray:
+    """Return where blocks of whole chunks of a file begin, of at least so many rows, and then the number of rows."""
+    n = x.shape[0]
+    while isinstance(x, Columns):
+        x = x.matrix
+    if is_dask(x):
+        edges = [0]
+        for stop in np.cumsum(x.chunks[0]).tolist():
+            if stop - edges[-1] >= least or (stop == n and n > edges[-1]):
+                edges.append(stop)
+        return np.array(edges)
+    chunk = 1 if isinstance(x, Rows) else stored_rows(x)
+    return np.append(np.arange(0, n, -(-least // chunk) * chunk), n)
+
+
+def spans(x: Matrix, least: int) -> Iterator[slice]:
+    """Yield consecutive slices that cover all rows: whole chunks, or dask's blocks, and at least so many rows, but for the last."""
+    edges = _edges(x, least).tolist()
+    yield from map(slice, edges[:-1], edges[1:])
 
 
 def is_dask(x: Matrix) -> bool:
-    """Tell whether this is a dask array."""
-    return type(x).__module__.partition(".")[0] == "dask"
+    """Tell whether this is a dask array, or anndata's view of one."""
+    return any(kind.__module__.partition(".")[0] == "dask" for kind in type(x).__mro__)
 
 
 def _stored(x: Matrix) -> Any:
@@ -67,28 +131,30 @@ def _stored(x: Matrix) -> Any:
 
 
 def stored_rows(x: Matrix) -> int:
-    """Rows that a file can only give together: a chunk of HDF5, Zarr or dask (the median one); 1 in memory."""
+    """Rows that a file can only give together: a chunk of HDF5, Zarr or dask (the median one), all of CSC; 1 in memory."""
     x = _stored(x)
     if is_dask(x):
         return max(1, int(np.median(x.chunks[0])))
     group = getattr(x, "group", None)
+    if group is not None and x.format == "csc":
+        return max(1, x.shape[0])
     chunked = getattr(x if group is None else group["data"], "chunks", None)
     if not chunked:
         return 1
-    return chunked[0] if group is None else max(1, int(chunked[0] / max(_stored_per_row(group), 1)))
+    return int(chunked[0] if group is None else max(1, chunked[0] / max(_stored_per_row(x), 1)))
 
 
 def row_bytes(x: Matrix) -> float:
-    """Bytes that a row takes in memory, on average; of a sparse dask array those that a dense one would take."""
-    stored = _stored(x)
-    group = getattr(stored, "group", None)
+    """Bytes that a row takes when it is read, on average; of a sparse dask array those that a dense one would take."""
+    x = _stored(x)
+    group = getattr(x, "group", None)
     if group is None:
         return x.shape[1] * x.dtype.itemsize
-    return _stored_per_row(group) * (x.dtype.itemsize + group["indices"].dtype.itemsize)
+    return _stored_per_row(x) * (x.dtype.itemsize + group["indices"].dtype.itemsize)
 
 
-def _stored_per_row(group: Any) -> float:
-    return group["data"].shape[0] / max(group["indptr"].shape[0] - 1, 1)
+def _stored_per_row(x: Any) -> float:
+    return x.group["data"].shape[0] / max(x.shape[0], 1)
 
 
 def reads_ahead(x: Matrix) -> bool:
@@ -99,7 +165,8 @@ def reads_ahead(x: Matrix) -> bool:
 def dense_rows(x: Matrix, rows: slice | np.ndarray) -> np.ndarray:
     """Return some rows of `x` (n, d) as a dense array of its dtype."""
     part = take_rows(x, rows)
-    return part.toarray() if sparse.issparse(part) else part
+    # In this order whatever the order in the file: sums over the rows are rounded by it.
+    return part.toarray() if sparse.issparse(part) else np.ascontiguousarray(part)
 
 
 def as_csr(matrix: Any) -> sparse.csr_matrix:
@@ -138,8 +205,8 @@ class Columns:
 class Rows:
     """Some rows of a matrix on disk, in any order.
 
-    For a slice, blocks of as many rows as it has (256 at least) are read one after another, those that hold some of them.
-    Where `positions` rise, each row of the file is read for two slices at most; in another order, each slice may read all.
+    For a slice, the chunks of the file that hold some of them are read, neighbours together. Where `positions` rise, each
+    chunk is read for two slices at most, as long as slices are not smaller than chunks; in another order, each slice may read all.
     """
 
     matrix: Matrix
@@ -160,13 +227,12 @@ class Rows:
         wanted = self.positions[rows]
         found = [
             (places, take_rows(self.matrix, block)[wanted[places] - block.start])
-            for places, block in _blocks_with(wanted, max(len(wanted), DISK_BLOCK_ROWS), self.matrix.shape[0])
+            for places, block in _blocks_with(self.matrix, wanted)
         ]
         if not found:
             return take_rows(self.matrix, slice(0, 0))
         order = np.argsort(np.concatenate([places for places, _ in found]))
-        parts = [part for _, part in found]
-        return (sparse.vstack(parts, format="csr") if sparse.issparse(parts[0]) else np.concatenate(parts))[order]
+        return _joined([part for _, part in found])[order]
 
 
 def select_rows(x: Matrix, positions: np.ndarray) -> Matrix:
@@ -178,13 +244,20 @@ def select_rows(x: Matrix, positions: np.ndarray) -> Matrix:
     return Rows(x, positions) if on_disk(x) else x[positions]
 
 
-def _blocks_with(rows: np.ndarray, size: int, n: int) -> Iterator[tuple[np.ndarray, slice]]:
-    """Yield the blocks of `size` among n rows that hold some of `rows`, each after the places in `rows` that are in it."""
+def _blocks_with(x: Matrix, rows: np.ndarray) -> Iterator[tuple[np.ndarray, slice]]:
+    """Yield blocks of whole chunks that hold some of `rows`, neighbours as one, each after the places in `rows` that are in it."""
+    if len(rows) == 0:
+        return
+    edges = _edges(x, DISK_BLOCK_ROWS)
     order = np.argsort(rows, kind="stable")
-    blocks, starts = np.unique(rows[order] // size, return_index=True)
-    for block, places in zip(blocks, np.split(order, starts)[1:], strict=True):
-        first = int(block) * size
-        yield places, slice(first, min(first + size, n))
+    blocks, starts = np.unique(np.searchsorted(edges, rows[order], side="right") - 1, return_index=True)
+    most = PIECE_BYTES / max(row_bytes(x), 1)
+    first = 0
+    for i in range(1, len(blocks) + 1):
+        if i == len(blocks) or blocks[i] > blocks[i - 1] + 1 or edges[blocks[i] + 1] - edges[blocks[first]] > most:
+            places = order[starts[first] : starts[i] if i < len(blocks) else None]
+            yield places, slice(int(edges[blocks[first]]), int(edges[blocks[i - 1] + 1]))
+            first = i
 
 
 def row_blocks(n: int, size: int) -> Iterator[slice]:
@@ -214,52 +287,70 @@ def on_disk(x: Matrix) -> bool:
 
 
 def read_rows(x: Matrix, rows: np.ndarray) -> np.ndarray:
-    """Return rows in any order; from disk, each block of 256 rows that has some of them is read once."""
+    """Return rows in any order; from disk, each chunk that has some of them is read once."""
     if not on_disk(x):
         return dense_rows(x, rows)
+    if isinstance(x, Rows):
+        return read_rows(x.matrix, x.positions[rows])
     found = np.empty((len(rows), x.shape[1]), x.dtype)
-    for places, block in _blocks_with(rows, DISK_BLOCK_ROWS, x.shape[0]):
-        found[places] = dense_rows(x, block)[rows[places] - block.start]
+    for places, block in _blocks_with(x, rows):
+        found[places] = dense_rows(take_rows(x, block), rows[places] - block.start)
     return found
 
 
-def _shuffled(n: int, rows: np.ndarray, seed: int, *, disk: bool) -> Iterator[np.ndarray]:
-    """Yield row numbers in groups, each row once a pass; on disk, groups of 128 random blocks shuffled together."""
-    if disk:
+def shuffled_batches(x: Matrix, rows: np.ndarray, size: int, *, seed: int, first: int = 0) -> Iterator[np.ndarray]:
+    """Yield batches of `size` rows without end, each row once a pass, from batch `first` on.
+
+    In memory, and from a file of up to 128 MB (as 32-bit numbers), which is then held, rows are drawn one by one. Of a larger
+    file, random blocks that make up so much are shuffled together, and the next ones are read meanwhile. There are 32 to 64
+    of them, whose length depends on the width d alone, or fewer where the chunks of the file are longer: then a block is a
+    chunk, and there are four at least. Of a memory map, 128 blocks of 256 rows are shuffled together.
+    """
+    blocks = _blocks_to_shuffle(x) if on_disk(x) else None
+    if blocks is not None and x.shape[0] <= blocks[0] * blocks[1] and not _is_memory_map(x):
+        x, blocks = take_rows(x, slice(0, x.shape[0])), None
+    order = _after(_shuffled(x.shape[0], rows, seed, blocks), first * size)
+    if blocks is None:
+        yield from (dense_rows(x, batch) for batch in _cut(order, size))
+    else:
+        yield from _cut(_read(x, read_rows, order), size)
+
+
+def _blocks_to_shuffle(x: Matrix) -> tuple[int, int]:
+    """Return how many rows of a file a block has, and how many blocks are shuffled together."""
+    if _is_memory_map(x):
+        return DISK_BLOCK_ROWS, DISK_BLOCKS_SHUFFLED
+    most = GROUP_BYTES // (4 * x.shape[1])
+    # A power of two, which chunks often are too.
+    block = max(DISK_BLOCK_ROWS, 1 << (most // BLOCKS_PER_GROUP).bit_length() >> 1, stored_rows(x))
+    return block, max(FEWEST_BLOCKS, most // block)
+
+
+def _is_memory_map(x: Matrix) -> bool:
+    return isinstance(_stored(x), np.ndarray)
+
+
+def _shuffled(n: int, rows: np.ndarray, seed: int, blocks: tuple[int, int] | None) -> Iterator[np.ndarray]:
+    """Yield row numbers in groups, each row once a pass: all, or those of some random blocks (rows, blocks in a group)."""
+    if blocks is not None:
+        length, at_once = blocks
         wanted = np.zeros(n, dtype=bool)
         wanted[rows] = True
     for number in count():
         rng = np.random.default_rng([seed, number])
-        if not disk:
+        if blocks is None:
             yield rows[rng.permutation(len(rows))]
             continue
-        blocks = rng.permutation(-(-n // DISK_BLOCK_ROWS))
-        for some in row_blocks(len(blocks), DISK_BLOCKS_SHUFFLED):
-            found = (np.sort(blocks[some])[:, None] * DISK_BLOCK_ROWS + np.arange(DISK_BLOCK_ROWS)).ravel()
+        shuffled = rng.permutation(-(-n // length))
+        for some in row_blocks(len(shuffled), at_once):
+            found = (np.sort(shuffled[some])[:, None] * length + np.arange(length)).ravel()
             found = found[found < n]
             yield rng.permutation(found[wanted[found]])
 
 
-def shuffled_batches(x: Matrix, rows: np.ndarray, size: int, *, seed: int, first: int = 0) -> Iterator[np.ndarray]:
-    """Yield batches of `size` rows without end, each row once a pass, from batch `first` on."""
-    disk = on_disk(x)
-    waiting = np.empty(0, dtype=np.int64)
-    held = np.empty((0, x.shape[1]), x.dtype)
-    skipped = 0
-    for group in _shuffled(x.shape[0], rows, seed, disk=disk):
-        waiting = np.concatenate([waiting, group])
-        n_batches = len(waiting) // size
-        skip = min(first - skipped, n_batches)
-        skipped += skip
-        if skip > 0:
-            # They belong to the first batch that is skipped.
-            held = held[:0]
-        if not disk:
-            for batch in range(skip, n_batches):
-                yield dense_rows(x, waiting[batch * size : (batch + 1) * size])
-        elif skip == 0 or skip < n_batches:
-            held = np.concatenate([held, read_rows(x, waiting[skip * size + len(held) :])])
-            for batch in range(n_batches - skip):
-                yield held[batch * size : (batch + 1) * size]
-            held = held[(n_batches - skip) * size :].copy()
-        waiting = waiting[n_batches * size :]
+def _after(groups: Iterable[np.ndarray], skipped: int) -> Iterator[np.ndarray]:
+    """Leave out the first row numbers."""
+    for group in groups:
+        if skipped < len(group):
+            yield group[skipped:]
+        skipped = max(skipped - len(group), 0)

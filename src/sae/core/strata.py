@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from scipy import sparse
 
 from .differential import BLOCK_VALUES, MIN_EXPECTED, Differential, expected_cells
-from .groups import Groups
-from .moments import Block, Genes, Moments, group_moments
-from .rows import Matrix, Rows, row_blocks
+from .groups import Counts, Groups
+from .moments import Block, Genes, Moments, stratum_moments
+from .rows import Matrix, row_blocks
 from .statistics import log2_fold_change
 from .t_test import check_limits, from_t, rounding_of_means, t_statistic
 from .workers import available_threads, in_order
 
 HELD_VALUES = 20_000_000
-"""Features × genes whose six averages over strata are held at a time (1 GB), beside as many sums (0.3 to 0.6 GB)."""
+"""Features × genes whose six averages over strata are held at a time (1 GB), beside sums of one or several strata."""
+AVERAGES = 6
 MIN_STRATUM_CELLS = 2
 """Active cells, and reference cells, without which a stratum does not count for a feature: one cell has no variance."""
 MIN_DONOR_CELLS = 3
@@ -27,37 +27,38 @@ MIN_DONORS = 3
 
 @dataclass(frozen=True)
 class Strata:
-    """The cells of each stratum, and which of them a feature can be tested in.
+    """The stratum of each cell, and which of them a feature can be tested in.
 
     Attributes
     ----------
-    rows, groups
-        Of each of the b strata.
-    n_positive, n_reference
-        Cells (b, h).
+    codes
+        (n,) 0 to b − 1.
+    counts
+        Cells of both groups (b, h).
     usable
         (b, h), where there are enough of both.
     """
 
-    rows: list[np.ndarray]
-    groups: list[Groups]
-    n_positive: np.ndarray
-    n_reference: np.ndarray
+    codes: np.ndarray
+    counts: Counts
     usable: np.ndarray
+
+    @property
+    def n_positive(self) -> np.ndarray:
+        """Cells (b, h) that stand for a feature."""
+        return self.counts.positive
+
+    @property
+    def n_reference(self) -> np.ndarray:
+        """Cells (b, h) where a feature is zero."""
+        return self.counts.n[:, None] - self.counts.active
 
 
 def split(groups: Groups, codes: np.ndarray, least: int) -> Strata:
     """Divide the cells (n,) with codes 0, 1, ... into strata; those with `least` cells in both groups are usable."""
-    apart = groups.positive is not groups.active
-    active, positive = groups.active.T.tocsr(), groups.positive.T.tocsr() if apart else None
-    rows = [np.flatnonzero(codes == stratum) for stratum in range(codes.max() + 1)]
-    parts = []
-    for some in rows:
-        inside = sparse.csr_matrix(active[some].T)
-        parts.append(Groups(inside if positive is None else sparse.csr_matrix(positive[some].T), inside))
-    n_positive = np.stack([part.n_positive for part in parts])
-    n_reference = np.stack([part.n_reference for part in parts])
-    return Strata(rows, parts, n_positive, n_reference, (n_positive >= least) & (n_reference >= least))
+    counts = groups.within(codes)
+    n_reference = counts.n[:, None] - counts.active
+    return Strata(codes, counts, (counts.positive >= least) & (n_reference >= least))
 
 
 def stratified(
@@ -111,7 +112,7 @@ def stratified(
     for features in _held(groups, min_cells, x.shape[1]):
         average = _Average(strata, features, x.shape[1])
         yield from _compared(
-            average, strata, x, genes, log_base=log_base, pseudocount=pseudocount, min_expected=min_expected
+            average, groups, strata, x, genes, log_base=log_base, pseudocount=pseudocount, min_expected=min_expected
         )
 
 
@@ -149,7 +150,7 @@ def by_donor(
     for features in _held(groups, min_cells, x.shape[1]):
         average = _OverDonors(strata, features, x.shape[1])
         yield from _compared(
-            average, strata, x, genes, log_base=log_base, pseudocount=pseudocount, min_expected=min_expected
+            average, groups, strata, x, genes, log_base=log_base, pseudocount=pseudocount, min_expected=min_expected
         )
 
 
@@ -241,6 +242,7 @@ def _held(groups: Groups, min_cells: int, g: int) -> Iterator[np.ndarray]:
 
 def _compared(
     average: _Average | _OverDonors,
+    groups: Groups,
     strata: Strata,
     x: Matrix,
     genes: Genes,
@@ -249,12 +251,14 @@ def _compared(
     pseudocount: float,
     min_expected: float,
 ) -> Iterator[Differential]:
-    """Go through the strata one after another, then test the features in blocks."""
-    block, imprecise = _block(x.shape[1]), 0
-    for stratum, (rows, groups) in enumerate(zip(strata.rows, strata.groups, strict=True)):
-        chosen = average.features[strata.usable[stratum, average.features]]
-        measured = group_moments(groups, chosen, Rows(x, rows), genes, block=block)
-        imprecise += sum(in_order(partial(_added, average, stratum), measured, available_threads()))
+    """Add up the strata one after another, then test the features in blocks."""
+    g, block, imprecise = x.shape[1], _block(x.shape[1]), 0
+    usable = {stratum: average.features[some] for stratum, some in enumerate(strata.usable[:, average.features])}
+    held = AVERAGES * len(average.features) * g
+    for stratum, blocks in stratum_moments(
+        groups, strata.counts, usable, x, genes, strata.codes, block=block, beside=held
+    ):
+        imprecise += sum(in_order(partial(_added, average, stratum), blocks, available_threads()))
 
     def tested(part: slice) -> Differential:
         counts, mean1, mean0 = average.counts[part, None], average.mean1[part], average.mean0[part]

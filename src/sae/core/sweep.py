@@ -5,22 +5,22 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
 import queue
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from itertools import product
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 from scipy import sparse
 
 from .architectures import ARCHITECTURES
+from .files import replacing
 from .fitting import Fitted, Options, fit, plan, with_chosen_k
 from .labels import cross_fit, stratified_halves
 from .matching import match_vectors
@@ -28,6 +28,7 @@ from .recovery import recovery
 from .rows import Matrix
 from .sources import Source
 from .stability import nearest_other
+from .untrusted import MOST_JSON_BYTES, content, strict_json
 
 FORMAT = 1
 """Of the files; those of another one are not read."""
@@ -292,38 +293,29 @@ class Store:
     def save(self, run: Run, outcome: Outcome) -> None:
         """Write a run, the record last; a crash while writing leaves none."""
         if self.with_directions and outcome.directions is not None:
-            with _replacing(self.path(run, ".npy")) as partial_path, partial_path.open("wb") as file:
+            with replacing(self.path(run, ".npy")) as partial_path, partial_path.open("wb") as file:
                 np.save(file, outcome.directions)
-        with _replacing(self.path(run)) as partial_path:
+        with replacing(self.path(run)) as partial_path:
             partial_path.write_text(json.dumps(outcome.record, indent=1, allow_nan=False), encoding="utf-8")
 
     def find(self, run: Run) -> dict[str, Any] | None:
         """Return the record of a run if it is there, in files that can be read."""
         try:
-            record = json.loads(self.path(run).read_text(encoding="utf-8"))
+            record = strict_json(content(self.path(run), MOST_JSON_BYTES), str(self.path(run)))
             if not isinstance(record, dict) or not {"fvu", "error"} & record.keys():
                 return None
-            if self.with_directions and "error" not in record:
-                np.load(self.path(run, ".npy"), mmap_mode="r")
-        except (FileNotFoundError, ValueError, EOFError):
+            if any(isinstance(value, dict | list) for value in record.values()):
+                return None
+            if self.with_directions and "error" not in record and self.directions(run).ndim != 2:
+                return None
+        except (FileNotFoundError, ValueError, EOFError, TokenError):
             return None
         return record
 
     def directions(self, run: Run) -> np.ndarray:
         """Return the directions of a run's features, (active features, m)."""
-        return np.load(self.path(run, ".npy"))
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Give another path to write to, and put what was written there in place of `path`."""
-    # Not by the number of the process: in containers that share a folder all may have the same.
-    partial_path = path.with_name(f"{path.name}.{uuid4().hex}.partial")
-    try:
-        yield partial_path
-        os.replace(partial_path, path)
-    finally:
-        partial_path.unlink(missing_ok=True)
+        # Not `np.load`, which takes archives for arrays.
+        return np.lib.format.open_memmap(self.path(run, ".npy"), mode="r")
 
 
 # ---- What they say together

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields
 
@@ -122,12 +122,13 @@ def train(
     """
     architecture = ARCHITECTURES[settings.architecture]
 
-    def load(rows: np.ndarray) -> np.ndarray:
-        return scaling.transform(read_rows(x, rows))
-
-    weights = initial_weights(load(_spread(train_rows, settings.n_features)), scaling.spread, settings)
+    looked_at = [
+        spread(train_rows, settings.n_features),
+        *(spread(rows, MAX_EVALUATED) for rows in (train_rows, val_rows)),
+    ]
+    start, *evaluated = (scaling.transform(part) for part in _read_together(x, looked_at))
+    weights = initial_weights(start, scaling.spread, settings)
     with closing(make_backend(weights, settings)) as backend, _collected_interrupts() as interrupts:
-        evaluated = [load(_spread(rows, MAX_EVALUATED)) for rows in (train_rows, val_rows)]
         worst = DIVERGED * _start_loss(backend, evaluated[0], settings)
         idle = DEAD_AFTER_PASSES * -(-len(train_rows) // settings.batch_size)
         record_every = max(1, settings.steps // N_RECORDS)
@@ -173,7 +174,7 @@ def train(
             save()
         if architecture.activation == "threshold" and architecture.sparsity == "k":
             calibrated = val_rows if len(val_rows) >= MIN_CALIBRATED else train_rows
-            backend.calibrate(load(_spread(calibrated, MAX_CALIBRATED)))
+            backend.calibrate(scaling.transform(read_rows(x, spread(calibrated, MAX_CALIBRATED))))
         judged = evaluated[1 if len(val_rows) else 0]
         unexplained = float(np.square(backend.evaluate(judged)[0]).sum() / np.square(judged).sum())
         ended = "interrupted" if interrupted else "early" if schedule.steps < settings.steps else "finished"
@@ -225,11 +226,18 @@ def _stalled(history: list[Record], patience: int) -> bool:
     return len(values) > patience and min(values[-patience:]) > (1 - IMPROVEMENT) * min(values[:-patience])
 
 
-def _spread(rows: np.ndarray, most: int) -> np.ndarray:
+def spread(rows: np.ndarray, most: int) -> np.ndarray:
     """Pick at most `most` of `rows`, evenly spaced."""
     if len(rows) <= most:
         return rows
     return rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
+
+
+def _read_together(x: Matrix, sets: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Read several sets of rows in one go: on disk, rows that are spread over all cells lie in most of the chunks."""
+    rows = np.unique(np.concatenate(sets))
+    found = read_rows(x, rows)
+    return [found[np.searchsorted(rows, some)] for some in sets]
 
 
 def _evaluate(backend: Backend, y: np.ndarray, scaling: Scaling) -> tuple[float, float]:

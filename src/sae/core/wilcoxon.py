@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 from numba import float64, njit
-from scipy import sparse, special
+from scipy import special
 
 from .columns import GeneBlock, GeneColumns
 from .differential import BLOCK_VALUES
+from .groups import Groups, Pattern, pattern_of
 from .rows import Matrix, row_blocks
 from .statistics import benjamini_hochberg
 from .workers import Workers, available_threads, in_order
@@ -85,7 +86,7 @@ class RankSums:
 
 
 def wilcoxon(
-    active: sparse.csr_matrix,
+    groups: Groups,
     x: Matrix,
     codes: np.ndarray | None = None,
     *,
@@ -122,8 +123,8 @@ def wilcoxon(
 
     Parameters
     ----------
-    active
-        (n, h); a feature is active in a cell where it is stored and positive.
+    groups
+        Where each of h features is active among n cells. Two to four bytes for each active value are held.
     x
         Expression (n, g), dense or sparse, in memory or read by rows. From disk, all rows are read once to count, then
         once for every 64 million values that are not zero (0.8 GB), and these again for every 128 million features × genes
@@ -145,14 +146,13 @@ def wilcoxon(
         raise ValueError(f"min_cells={min_cells} is below 1, and a group without cells has no ranks.")
     n, g = x.shape
     strata = _strata(codes, n)
-    members = sparse.csr_matrix(active > 0)
-    n_active = members.getnnz(axis=0)
-    features = np.flatnonzero((n_active >= min_cells) & (n - n_active >= min_cells))
+    features = np.flatnonzero((groups.n_active >= min_cells) & (groups.n_reference >= min_cells))
     genes = GeneColumns(x)
     step = max(1, BLOCK_VALUES // max(g, 1))
     n_sums = max(g, 1) * (2 if len(strata.sizes) > 1 else 1)
     for held in row_blocks(len(features), step * max(1, SUM_VALUES // (step * n_sums))):
-        yield from _compared(features[held], members[:, features[held]], genes, strata, step, min_expected)
+        members = pattern_of(replace(groups, threshold=None), features[held])
+        yield from _compared(features[held], members, genes, strata, step, min_expected)
 
 
 def _strata(codes: np.ndarray | None, n: int) -> Strata:
@@ -165,16 +165,15 @@ def _strata(codes: np.ndarray | None, n: int) -> Strata:
 
 def _compared(
     features: np.ndarray,
-    members: sparse.csr_matrix,
+    members: Pattern,
     genes: GeneColumns,
     strata: Strata,
     step: int,
     min_expected: float,
 ) -> Iterator[RankSum]:
     """Test some features, `step` at a time."""
-    n, n_strata = len(strata.codes), len(strata.sizes)
-    of_stratum = sparse.csr_matrix((np.ones(n), strata.codes, np.arange(n + 1)), shape=(n, n_strata))
-    n1 = (members.T @ of_stratum).toarray()
+    n1 = np.zeros((members.shape[1], len(strata.sizes)))
+    count_members(members.starts, members.features, strata.codes, n1)
     sums = _rank_sums(members, genes, strata)
 
     def test(block: slice) -> RankSum:
@@ -215,13 +214,13 @@ def _with_long_tail(
     return z, raised
 
 
-def _rank_sums(members: sparse.csr_matrix, genes: GeneColumns, strata: Strata) -> RankSums:
+def _rank_sums(members: Pattern, genes: GeneColumns, strata: Strata) -> RankSums:
     """Rank the cells in each gene, and add the ranks up over the members of each feature."""
     g, f, n_strata = genes.shape[1], members.shape[1], len(strata.sizes)
     sums = np.zeros((g, f))
     weighted = np.zeros((g, f)) if n_strata > 1 else sums
     found = RankSums(sums, weighted, np.empty((n_strata, g)), np.empty((n_strata, g)), np.zeros(g, np.int64))
-    by_cell = members.indptr.astype(np.int64), members.indices.astype(np.uint32)
+    by_cell = members.starts, members.features
     workers = Workers(available_threads())
     try:
         for block in genes.blocks(workers):
@@ -308,6 +307,14 @@ def rank_stored(values, order, cells, codes, sizes, ranks, centre, spread):
             n_lower[b] += t
             n_tied[b] = 0
         low = high
+
+
+@_compiled
+def count_members(starts, features, codes, counts):
+    """Count the cells of each feature in each stratum (features, strata)."""
+    for cell in range(codes.size):
+        for k in range(starts[cell], starts[cell + 1]):
+            counts[features[k], codes[cell]] += 1
 
 
 @_compiled

@@ -5,11 +5,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import sparse
 
 from .. import _schema
 from .._data import Data, Holder, holder, is_mudata, joint_keys, listing, representation
-from ..core.rows import read_rows
+from ..core.rows import dense_rows, select_rows
 from ._cells import embedding
 
 STRAY = 1e-3
@@ -101,8 +100,7 @@ def steering_arrows(
         raise ValueError(f"{len(known)} cells have a place on {basis!r}. Arrows need three or more.")
     generator = np.random.default_rng(rng)
     real = np.sort(generator.permutation(known)[:max_cells])
-    z = read_rows(latent, known).astype(np.float32, copy=False)
-    new = read_rows(steered, known).astype(np.float32, copy=False)
+    z, new = (dense_rows(select_rows(x, known), slice(None)).astype(np.float32, copy=False) for x in (latent, steered))
     moved = np.flatnonzero((z != new).any(axis=1))
     if len(moved) == 0:
         raise ValueError(
@@ -162,7 +160,7 @@ def _check_direction(
         across = step - np.outer(step @ direction / (direction @ direction), direction)
         return bool(np.linalg.norm(across) <= STRAY * np.linalg.norm(step) + rounding)
 
-    if not along(z) and not along(model.decode(sparse.csr_matrix(held.data.obsm[key])[cells])):
+    if not along(z) and not along(model.decode(_schema.activations_in_memory(held, key)[cells])):
         raise ValueError(
             f"{held.where}.obsm[{key_added!r}] is not moved along {_schema.feature_names(key, len(model.W_dec))[number]}. Pass the "
             "feature that it was made with, or run sae.tl.steer again."

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import anndata as ad
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
 from .. import _schema
 from .._data import Data, holder, is_mudata, joint_keys, listing
+from .._lazy import loaded
 from .._schema import Features
+from ..core.rows import Matrix, dense_rows, on_disk, pieces
 from ._features import features
+
+BLOCK_ROWS = 65_536
 
 
 def activations(data: Data, feature: Features = None, *, key: str = "sae", mod: str | None = None) -> ad.AnnData:
@@ -29,7 +36,7 @@ def activations(data: Data, feature: Features = None, *, key: str = "sae", mod: 
     Returns
     -------
     An AnnData with the activations (CSR) as `X`, the cells' `obs`, the feature table as `var`, and the cells' `obsm` without
-    `X_pca`, which Scanpy would take for the principal components of `X`. Pass `use_rep="X"` to `sc.pp.neighbors` to compute
+    `X_pca`, which Scanpy would take for the principal components of `X`; what is on disk there stays on disk. Pass `use_rep="X"` to `sc.pp.neighbors` to compute
     neighbors on the activations themselves.
 
     Raises
@@ -47,13 +54,29 @@ def activations(data: Data, feature: Features = None, *, key: str = "sae", mod: 
     (700, 32)
     """
     held = holder(data, mod)
-    a = _schema.activations_in_memory(held, key)
+    a = _schema.activations(held, key)
     keys = joint_keys(held.data) if is_mudata(held.data) else list(held.data.obsm)
-    obsm = {name: held.data.obsm[name] for name in keys if name not in (key, "X_pca")}
-    uns = {name: value for name, value in held.data.uns.items() if name.endswith("_colors")}
+    uns = {name: loaded(value) for name, value in held.data.uns.items() if name.endswith("_colors")}
     var = features(data, key=key, mod=mod)
     chosen = _schema.resolve(feature, var.index, var.get("name"))
-    return ad.AnnData(X=a[:, chosen], obs=held.data.obs, var=var.iloc[chosen], obsm=obsm, uns=uns).copy()
+    found = ad.AnnData(X=some_columns(a, chosen), obs=loaded(held.data.obs), var=var.iloc[chosen], uns=uns).copy()
+    for name in keys:
+        if name not in (key, "X_pca"):
+            found.obsm[name] = _copied(held.data.obsm[name])
+    return found
+
+
+def some_columns(a: Matrix, positions: np.ndarray) -> sparse.csr_matrix:
+    """Return the activations (n, h) of some features in memory; the others are not kept if they are on disk."""
+    if not on_disk(a):
+        return a[:, positions]
+    parts = (sparse.csr_matrix(part[:, positions]) for _, part in pieces(a, BLOCK_ROWS))
+    return sparse.vstack([sparse.csr_matrix((0, len(positions)), dtype=a.dtype), *parts], format="csr")
+
+
+def _copied(value: Any) -> Any:
+    """Copy what is in memory; what is on disk is left there."""
+    return value.copy() if isinstance(value, pd.DataFrame) or not on_disk(value) else value
 
 
 def embedding(data: Data, basis: str = "umap", *, mod: str | None = None) -> pd.DataFrame:
@@ -90,13 +113,14 @@ def embedding(data: Data, basis: str = "umap", *, mod: str | None = None) -> pd.
         raise KeyError(
             f"{held.where}.obsm has no {basis!r} or 'X_{basis}'; it has {listing(keys)}. Pass one as basis=."
         )
-    coordinates = np.asarray(held.data.obsm[found])
-    if coordinates.ndim != 2 or coordinates.shape[1] < 2:
+    stored = held.data.obsm[found]
+    if len(stored.shape) != 2 or stored.shape[1] < 2:
         raise ValueError(
-            f"{held.where}.obsm[{found!r}] has the shape {coordinates.shape}; two columns are needed to plot on. "
+            f"{held.where}.obsm[{found!r}] has the shape {stored.shape}; two columns are needed to plot on. "
             "Pass another basis=."
         )
+    x = stored.to_numpy() if isinstance(stored, pd.DataFrame) else stored
+    parts = (dense_rows(part[:, :2], slice(None)) for _, part in pieces(x, BLOCK_ROWS))
+    coordinates = np.concatenate([np.empty((0, 2), x.dtype), *parts])
     name = found.removeprefix("X_").upper()
-    return pd.DataFrame(
-        coordinates[:, :2].copy(), index=held.data.obs_names, columns=[f"{name}{i + 1}" for i in range(2)]
-    )
+    return pd.DataFrame(coordinates, index=held.data.obs_names, columns=[f"{name}{i + 1}" for i in range(2)])

@@ -10,7 +10,9 @@ import pandas as pd
 
 from .. import _design, _schema
 from .._data import Data, Holder, holder, listing
+from .._lazy import column as read_column
 from .._schema import Features
+from ._cells import some_columns
 from ._rows import of, rows_of
 
 METRICS = ("auroc", "f1", "held_out_auroc", "held_out_f1", "difference")
@@ -137,7 +139,7 @@ def by_label(
     from ..core.label_means import label_means
 
     held = holder(data, mod)
-    a = _schema.activations_in_memory(held, key)
+    a = _schema.activations(held, key)
     table = _schema.features(held, key)
     names = table.index
     chosen = _schema.resolve(features, names, table.get("name"))
@@ -145,7 +147,7 @@ def by_label(
     known = groups.codes >= 0
     codes, n_labels = groups.codes[known], len(groups.names)
     samples = None if donor is None else _design.codes(held, donor, known, "donor")
-    found = label_means(a[:, chosen][known], codes, n_labels, samples)
+    found = label_means(some_columns(a, chosen)[known], codes, n_labels, samples)
     columns = {
         "feature": pd.Categorical.from_codes(np.repeat(np.arange(len(chosen)), n_labels), names[chosen]),
         "label": pd.Categorical.from_codes(
@@ -172,11 +174,11 @@ class _Groups:
 def _groups(held: Holder, groupby: str, order: Sequence[str] | None, n_bins: int) -> _Groups:
     """Read the labels of the cells, or divide their numbers into bins."""
     obs, place = held.data.obs, f"{held.where}.obs[{groupby!r}]"
-    if groupby not in obs:
+    if groupby not in obs.columns:
         raise KeyError(
             f"{held.where}.obs has no column {groupby!r}; it has {listing(obs.columns)}. Pass one as groupby=."
         )
-    column = obs[groupby]
+    column = read_column(obs, groupby)
     numeric = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
     if numeric and order is None:
         return _bins(column.to_numpy(dtype=np.float64, na_value=np.nan), n_bins, place)

@@ -2,15 +2,16 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sized
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 
 from .._data import listing
 from .._progress import progress_bar
+from ..core.files import replacing
 
 if TYPE_CHECKING:
     import torch
@@ -87,7 +88,7 @@ def activations(
     # A copy: the next layer may change this in place.
     hook = found.register_forward_hook(lambda _module, _inputs, output: outputs.append(_tensor(output, layer).clone()))
     try:
-        with predicting(module), _Rows(out) as rows:
+        with predicting(module), _rows(out) as rows:
             total = len(batches) if isinstance(batches, Sized) else 0
             with progress_bar(total, f"activations of {layer!r}", "batch", shown=progress) as bar:
                 for batch in batches:
@@ -103,7 +104,7 @@ def activations(
                     bar.update()
     finally:
         hook.remove()
-    return rows.result()
+    return np.concatenate(rows.parts) if out is None else np.load(out, mmap_mode="r")
 
 
 @contextmanager
@@ -122,52 +123,48 @@ def predicting(module: torch.nn.Module) -> Iterator[None]:
 
 
 class _Rows:
-    """Collects rows in memory, or in a .npy file that takes its name when it is complete."""
+    """Rows of float32, in memory or in a .npy file whose header gets their number at the end."""
 
-    def __init__(self, out: str | Path | None) -> None:
-        self.path = None if out is None else Path(out)
+    def __init__(self, file: BinaryIO | None) -> None:
+        self.file = file
         self.parts: list[np.ndarray] = []
         self.n, self.d = 0, -1
-
-    def __enter__(self) -> _Rows:
-        if self.path is not None:
-            self.partial = self.path.with_name(f"{self.path.name}.partial")
-            self.file = self.partial.open("wb")
-        return self
 
     def add(self, rows: np.ndarray) -> None:
         if self.d not in (-1, rows.shape[1]):
             raise ValueError(f"The layer has {rows.shape[1]} dimensions in one batch and {self.d} in those before.")
         first, self.d = self.d == -1, rows.shape[1]
         self.n += len(rows)
-        if self.path is None:
+        if self.file is None:
             self.parts.append(rows)
             return
         if first:
-            self._header()
+            self._header(self.file)
         self.file.write(rows.tobytes())
 
-    def _header(self) -> None:
+    def _header(self, file: BinaryIO) -> None:
         # NumPy leaves room in the header for a larger number of rows.
         header = {"descr": "<f4", "fortran_order": False, "shape": (self.n, self.d)}
-        self.file.seek(0)
-        np.lib.format.write_array_header_1_0(self.file, header)
+        file.seek(0)
+        np.lib.format.write_array_header_1_0(file, header)
 
-    def __exit__(self, kind: object, *_: object) -> None:
-        if self.path is None:
-            return
-        if kind is None and self.d != -1:
-            self._header()
-        self.file.close()
-        if kind is None and self.d != -1:
-            self.partial.replace(self.path)
-        else:
-            self.partial.unlink()
-
-    def result(self) -> np.ndarray:
+    def finish(self) -> None:
         if self.d == -1:
             raise ValueError("There are no batches: `batches` is empty, or an iterator that was used up before.")
-        return np.concatenate(self.parts) if self.path is None else np.load(self.path, mmap_mode="r")
+        if self.file is not None:
+            self._header(self.file)
+
+
+@contextmanager
+def _rows(out: str | Path | None) -> Iterator[_Rows]:
+    """Collect rows in memory, or in a file that takes its name when it is complete."""
+    with ExitStack() as opened:
+        file = None
+        if out is not None:
+            file = opened.enter_context(opened.enter_context(replacing(Path(out))).open("wb"))
+        rows = _Rows(file)
+        yield rows
+        rows.finish()
 
 
 def _submodule(module: torch.nn.Module, layer: str) -> torch.nn.Module:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from scipy import sparse
 from .._data import Data, holder, is_mudata, listing, representation
 from .._progress import progress_bar
 from ..core.rows import row_blocks
+from ..core.untrusted import MOST_JSON_BYTES, content, strict_json
 from ._model import prediction
 from ._reading import refuse_fractions
 from ._tokens import Batch, Dictionary, Vocabulary, rank
@@ -451,6 +453,7 @@ def _load(path: str | Path, subfolder: str, local_files_only: bool) -> Any:
             "Weights in a pickle (pytorch_model.bin) are not opened. Convert them once, in an environment where you trust them: "
             "transformers.BertForMaskedLM.from_pretrained(folder, use_safetensors=False).save_pretrained(new_folder)"
         )
+    _check_shards(folder)
     try:
         with _quiet(bars=not local_files_only), torch.random.fork_rng(devices=[]):
             load: Any = BertForMaskedLM.from_pretrained
@@ -467,12 +470,31 @@ def _load(path: str | Path, subfolder: str, local_files_only: bool) -> Any:
                 f"There is no folder {str(folder)!r}. Pass local_files_only=False to download a model of this name."
             )
         raise
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:  # of damaged files, transformers raises whatever comes first
+        raise ValueError(
+            f"The checkpoint in {str(path)!r} was damaged, or is not of a Geneformer (BertForMaskedLM): {error}"
+        ) from error
     if found["missing_keys"]:
         raise ValueError(
             f"The checkpoint in {str(path)!r} lacks {len(found['missing_keys'])} weights of a Geneformer: "
             f"{listing(sorted(found['missing_keys']), 5)}. Pass the pretrained model (BertForMaskedLM)."
         )
     return bert.float().eval().requires_grad_(False)
+
+
+def _check_shards(folder: Path) -> None:
+    """Refuse an index of weights that leads to anything but safetensors beside it; transformers would unpickle others."""
+    file = folder / "model.safetensors.index.json"
+    if not file.exists():
+        return
+    index = strict_json(content(file, MOST_JSON_BYTES), str(file))
+    shards = index.get("weight_map") if isinstance(index, dict) else None
+    names = list(shards.values()) if isinstance(shards, dict) else [None]
+    wrong = [name for name in names if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+\.safetensors", name)]
+    if wrong:
+        raise ValueError(f"{file} leads to {str(wrong[0])[:50]!r}; expected names of safetensors files beside it.")
 
 
 @contextmanager

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from .._data import listing
+from ..core.untrusted import MOST_JSON_BYTES, content, strict_json
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +37,8 @@ SPLITS = {
 }
 """Where the latents of the cells of a split are, and those of their covariate."""
 COVARIATE_WIDTH = 2
+LISTS, LAYERS = ("modalities", "n_features_per_modality"), ("n_hidden", "n_hidden_modality")
+MOST_LAYERS, MOST_UNITS = 1_000, 10**8
 
 
 @dataclass(frozen=True)
@@ -92,19 +93,30 @@ def _only_name(folder: Path) -> str:
 def _read_hyperparameters(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise FileNotFoundError(f"There is no file {str(file)!r}, which multiDGD saves with the weights.")
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}. Copy it again from where the model was saved.") from error
+    found = strict_json(content(file, MOST_JSON_BYTES), str(file), finite=False)
     missing = [key for key in HYPERPARAMETERS if key not in found] if isinstance(found, dict) else HYPERPARAMETERS
     if missing:
         raise ValueError(
             f"{file} lacks {listing(missing)}. It has to be the file that multiDGD saves with the weights."
         )
+    _check_hyperparameters(found, file)
     n, n_widths = len(found["modalities"]), len(found["n_features_per_modality"])
     if n != n_widths:
         raise ValueError(f"{file} has {n} modalities, and numbers of features of {n_widths}.")
     return found
+
+
+def _check_hyperparameters(found: Mapping[str, Any], file: Path) -> None:
+    """Check that sizes are sizes, and names names."""
+    for key in HYPERPARAMETERS:
+        most = MOST_LAYERS if key in LAYERS else MOST_UNITS
+        values = found[key] if key in LISTS and isinstance(found[key], list) else [found[key]]
+        if key == "modalities":
+            right = all(isinstance(value, str) for value in values)
+        else:
+            right = all(type(value) is int and 0 <= value <= most for value in values)
+        if not right or (key in LISTS) != isinstance(found[key], list):
+            raise ValueError(f"{file} has as {key!r} {str(found[key])[:50]}, which multiDGD does not save.")
 
 
 def _read_state(file: Path) -> State:
@@ -116,7 +128,7 @@ def _read_state(file: Path) -> State:
     remedy = f"Load the model with multiDGD, if you trust it, and save its weights: torch.save(model.state_dict(), {file.name!r})."
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # of damaged files, torch raises whatever comes first
         raise ValueError(
             f"{file} is damaged, or holds more than tensors. It is not unpickled, since that could run any code. {remedy}"
         ) from error
@@ -182,8 +194,11 @@ def _read_obs(folder: Path, name: str) -> pd.DataFrame | None:
         return None
     if len(files) > 1:
         raise ValueError(f"{folder} has several tables of cells: {listing(f.name for f in files)}. Pass one as obs=.")
-    # As text, so that names that look like numbers stay what they are.
-    table = pd.read_csv(files[0], dtype=str, keep_default_na=False)
+    try:
+        # As text, so that names that look like numbers stay what they are.
+        table = pd.read_csv(files[0], dtype=str, keep_default_na=False)
+    except ValueError as error:
+        raise ValueError(f"{files[0]} is not a table of cells, or was damaged: {error}. Pass one as obs=.") from error
     return _checked_obs(table.set_index(table.columns[0]), str(files[0]))
 
 

@@ -229,7 +229,7 @@ def _mismatch(held: Holder, stored: _Components, layer: str | None, found: Repre
         f"{' or '.join(names[with_mean] for with_mean in stored.centred)}: components are off by up to {relative.max():.2g} of "
         "their standard deviations. "
     )
-    others = [name for name in held.data.layers if name != layer]
+    others = [name for name in held.data.layers if name not in (layer, None)]
     if layer is not None and held.data.X is not None:
         others.append(None)
     for name in others:

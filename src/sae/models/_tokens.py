@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import re
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
@@ -15,11 +17,13 @@ import numpy as np
 from scipy import sparse
 
 from .._data import listing
+from ..core.untrusted import content
 
 Dictionary: TypeAlias = "Mapping[str, Any] | str | Path"
 """Itself, or the JSON file that it is in."""
 
 PAD, MASK, CLS, EOS = "<pad>", "<mask>", "<cls>", "<eos>"
+MOST_BYTES = 2**28
 VERSIONED_ID = re.compile(r"(ENS[A-Z]*\d{11})\.\d+")
 PICKLE = (
     "is a pickle, which can run any code when it is opened, so it is not. Convert it once, in an environment where you trust "
@@ -39,19 +43,32 @@ def read_dictionary(source: Dictionary, what: str) -> dict[str, Any]:
     if isinstance(source, Mapping):
         return dict(source)
     path = Path(source)
-    content = path.read_bytes()
-    if content[:2] == b"\x1f\x8b":
-        content = gzip.decompress(content)
+    where = f"{what}={str(path)!r}"
+    read = content(path, MOST_BYTES)
+    if read[:2] == b"\x1f\x8b":
+        read = _unpacked(read, where)
     # Binary pickles of every protocol begin with this byte, and no JSON does.
-    if path.suffix in (".pkl", ".pickle") or content[:1] == b"\x80":
-        raise ValueError(f"{what}={str(path)!r} {PICKLE}")
+    if path.suffix in (".pkl", ".pickle") or read[:1] == b"\x80":
+        raise ValueError(f"{where} {PICKLE}")
     try:
-        found = json.loads(content)
-    except ValueError as error:
-        raise ValueError(f"{what}={str(path)!r} is not JSON: {error}. Pass a JSON file, or a dictionary.") from error
+        found = json.loads(read.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is not JSON: {error}. Pass a JSON file, or a dictionary.") from error
     if not isinstance(found, dict):
-        raise ValueError(f"{what}={str(path)!r} holds a {type(found).__name__}; expected a dictionary.")
+        raise ValueError(f"{where} holds a {type(found).__name__}; expected a dictionary.")
     return found
+
+
+def _unpacked(read: bytes, where: str) -> bytes:
+    """Decompress no more than a dictionary can be."""
+    try:
+        with gzip.open(io.BytesIO(read)) as file:
+            unpacked = file.read(MOST_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{where} is not a complete gzip file: {error}. Pass a JSON file, or a dictionary.") from error
+    if len(unpacked) > MOST_BYTES:
+        raise ValueError(f"{where} has more than {MOST_BYTES:,} bytes once it is decompressed; it is not read.")
+    return unpacked
 
 
 @dataclass(frozen=True)

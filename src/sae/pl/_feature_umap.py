@@ -66,7 +66,7 @@ def feature_umap(
     KeyError
         There are no activations, no such feature or no such embedding.
     ValueError
-        `ax` with several features.
+        `ax` with several features, or no cells.
 
     Examples
     --------
@@ -82,6 +82,8 @@ def feature_umap(
     names = chosen.var_names.tolist()
     refuse_several(ax, len(names), "features")
     coordinates = get.embedding(data, basis, mod=mod)
+    if chosen.n_obs == 0:
+        raise ValueError("There are no cells to draw.")
     cells = ad.AnnData(chosen.X, obs=chosen.obs[[]], var=chosen.var[[]], obsm={basis: coordinates.to_numpy()})
     axes = sc.pl.embedding(
         cells,

@@ -2,12 +2,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
-import tempfile
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..core.files import replacing
 from ._compact import packed, packed_json
 from ._contents import Contents, contents
 
@@ -104,7 +103,8 @@ def report(
     found = contents(
         data, key=key, mod=mod, features=features, basis=basis, n_genes=n_genes, n_sets=n_sets, max_cells=max_cells
     )
-    _write(path, _page(found))
+    with replacing(path) as partial:
+        partial.write_text(_page(found), encoding="utf-8", newline="\n")
     logg.info("    finished", time=start, deep=f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
     return path
 
@@ -139,24 +139,3 @@ PARTS = ("page.html", "page.css", "page.js")
 
 def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-def _write(path: Path, text: str) -> None:
-    """Put a complete file in place of whatever was there, or leave that as it was."""
-    mode = path.stat().st_mode if path.exists() else 0o666 & ~_umask()
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        os.chmod(temporary, mode & 0o777)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def _umask() -> int:
-    """Return the permissions that new files do not get, which can only be read by setting them."""
-    found = os.umask(0o077)
-    os.umask(found)
-    return found

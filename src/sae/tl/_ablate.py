@@ -13,7 +13,7 @@ from .._data import Data, Holder, Representation, holder, listing
 from .._design import label_column
 from .._progress import progress_bar
 from .._schema import Features
-from ..core.rows import dense_rows, read_rows, row_blocks
+from ..core.rows import dense_rows, pieces, read_rows
 
 MIN_CELLS = 10
 """Of a batch or label; features are not chosen, or kept, for a smaller one."""
@@ -168,8 +168,8 @@ def ablate(
     tables = {
         name: _schema.replace_rows(earlier.get(name), table, {"key_added": key_added}) for name, table in tables.items()
     }
-    held.data.obsm[key_added] = _all_rows(latent, a, W_dec, chosen)
-    _schema.write(held, key, {**stored, "ablation": tables})
+    new = _schema.Change(held.data, "obsm", key_added, _all_rows(latent, a, W_dec, chosen))
+    _schema.write(held, key, {**stored, "ablation": tables}, also=[new])
     if compared and n_controls and not controls:
         logg.warning(f"no random features to compare with: fewer than {len(chosen)} others are active.")
     logg.info(
@@ -320,8 +320,8 @@ def _all_rows(latent: Representation, a: sparse.csr_matrix, W_dec: np.ndarray, c
     from ..core.mixing import removed
 
     new = np.empty(latent.matrix.shape, dtype=np.float32)
-    for rows in row_blocks(len(new), BLOCK_ROWS):
-        new[rows] = removed(dense_rows(latent.matrix, rows), a[rows], W_dec, chosen)
+    for rows, part in pieces(latent.matrix, BLOCK_ROWS):
+        new[rows] = removed(dense_rows(part, slice(None)), a[rows], W_dec, chosen)
     return new
 
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -11,7 +10,7 @@ import pandas as pd
 from .. import _schema
 from .._data import Data, holder, listing
 from .._design import codes
-from .._expression import Expression, expression
+from .._expression import Expression, cells_of, expression
 from .._genesets import Net, default_collection, match
 from .._peaks import VarToGene, by_gene
 from .._progress import progress_bar
@@ -19,6 +18,7 @@ from .._progress import progress_bar
 if TYPE_CHECKING:
     from scipy import sparse
 
+    from ..core.groups import Groups
     from ..core.set_search import Found
 
 METHODS = ("ora", "mannwhitney", "ulm", "gsea", "aucell", "scfeaturelens")
@@ -120,7 +120,8 @@ def enrich(
         collection are kept.
     layer, use_raw
         Expression to read: this layer, else `.raw` if there is one (unless `use_raw=False`), else `X`. It may be on disk (backed,
-        Zarr, a memory map) or a dask array, and is then read in chunks of cells.
+        Zarr, a memory map) or a dask array, and is then read in chunks of cells, by the workers of a `dask.distributed` cluster if
+        it is on one.
     mod
         The modality that holds the SAE.
     var_mod
@@ -147,7 +148,9 @@ def enrich(
         Gene sets to store per feature and direction, best first; None for all. P-values are adjusted over all of them.
     n_null
         Permutations of the cells, each of which takes as long as the test itself, and draws of random sets (for quick methods, as
-        many times more as it takes to compare each feature with 20,000 of them). 0 for none: `fdr` is NaN.
+        many times more as it takes to compare each feature with 20,000 of them). 0 for none: `fdr` is NaN. Of activations on disk,
+        those of random cells cannot be read one by one: which features are active in which cells is held in memory, two bytes for
+        each (three with `percentile`).
     batch
         Column of `obs`: cells are permuted within each of its values.
     min_cells
@@ -198,7 +201,7 @@ def enrich(
     from scanpy import logging as logg
 
     from ..core.groups import active_groups, percentile_groups
-    from ..core.null import matched_sets, permuted_cells
+    from ..core.null import matched_sets, random_cells
     from ..core.set_methods import StandingOut
     from ..core.set_search import Method, search
 
@@ -231,7 +234,8 @@ def enrich(
     start = logg.info(
         f"testing {len(sets.names)} gene sets of {collection!r} for {a.shape[1]} features with {method!r}"
     )
-    a, generator = a[rows], np.random.default_rng(rng)
+    a, generator = cells_of(a, rows), np.random.default_rng(rng)
+    groups = active_groups(a) if percentile is None else percentile_groups(a, percentile)
     n_random = _n_random(method, n_null, len(sets.names))
     random_sets = matched_sets(sets.weights, genes.mean[counted], n_random, generator, n_bins=_n_bins(counted))
     collections = [sets.weights, *random_sets]
@@ -245,18 +249,21 @@ def enrich(
         min_expected,
         seed=int(generator.integers(2**31)),
     )
-    chosen = partial(active_groups) if percentile is None else partial(percentile_groups, percentile=percentile)
     with progress_bar((1 + n_null) * a.shape[1], "enrich", "feature", shown=progress) as bar:
 
-        def run(a: sparse.csr_matrix, collections: list[sparse.csr_matrix], n_stored: int | None) -> list[Found]:
+        def run(groups: Groups, collections: list[sparse.csr_matrix], n_stored: int | None) -> list[Found]:
             found = []
-            for part in search(chosen(a), expressed.matrix, genes, counted, collections, how, n_stored=n_stored):
+            for part in search(groups, expressed.matrix, genes, counted, collections, how, n_stored=n_stored):
                 found.append(part)
                 bar.update(part.n_features)
             return found
 
-        real = run(a, collections, n_sets)
-        permuted = [run(permuted_cells(a, batches, generator), collections[:1], 0) for _ in range(n_null)]
+        real = run(groups, collections, n_sets)
+        held_in_memory = groups.in_memory() if n_null else groups
+        permuted = [
+            run(held_in_memory.reordered(random_cells(a.shape[0], batches, generator)), collections[:1], 0)
+            for _ in range(n_null)
+        ]
         bar.update((1 + n_null) * a.shape[1] - bar.n)
 
     columns = _columns(real, permuted, expressed.genes[counted])
@@ -266,7 +273,7 @@ def enrich(
     summary = _summary(counts, a.shape[1], method, max_padj, place)
     stored = _schema.read(held, key)
     new = {
-        "features": stored["features"].assign(enrichment_status=pd.Categorical(chosen(a).status(min_cells))),
+        "features": stored["features"].assign(enrichment_status=pd.Categorical(groups.status(min_cells))),
         "enrichment": _schema.replace_rows(stored.get("enrichment"), table, place),
         "enrichment_null": _schema.replace_rows(stored.get("enrichment_null"), summary, place),
     }

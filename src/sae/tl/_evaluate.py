@@ -26,6 +26,7 @@ from .._evaluation import (
 from .._genesets import Net, match
 from .._progress import progress_bar
 from .._scoring import Metrics, Scoring, dictionary_metrics, fidelity_metrics, stored_metrics
+from ..core.rows import varying_columns
 
 ATTRIBUTIONS = ("input_x_gradient", "integrated_gradients")
 
@@ -227,6 +228,8 @@ def evaluate(
         read = read_expression(data, held, layer, var_mod, needed=needed)
     sets = None if net is None or read is None else match(net, read[0].genes, min_size=min_size, max_size=max_size)
     known = known if read is None else np.intersect1d(known, read[1])
+    if len(known) == 0:
+        raise ValueError(f"There is no cell of {held.where} to compare.")
     labels = None if labels is None else _left(labels, known, held, str(groupby))
     generator = np.random.default_rng(rng)
     cells = Cells.drawn(held, known, labels, donor, n_cells, n_splits, n_bootstrap, generator)
@@ -245,6 +248,10 @@ def evaluate(
     n_steps = 2 + len(others) + (0 if attributed is None else len(attributions) * found.matrix.shape[1])
     with progress_bar(n_steps, "evaluate", "step", shown=progress) as bar:
         x = floating_rows(found.matrix, cells.rows)
+        if not varying_columns(x).any():
+            raise ValueError(
+                f"{found.where} is the same in all {len(x)} cells that are compared: there is no variance to explain."
+            )
         compared = Compared(
             cells,
             x,

@@ -156,7 +156,7 @@ def feature_map(
     columns = {
         "map_x": coordinates[:, 0],
         "map_y": coordinates[:, 1],
-        "module": pd.Categorical.from_codes(codes, pd.Index([str(i) for i in range(n_modules)], dtype=object)),
+        "module": pd.Categorical.from_codes(codes, pd.Index([str(i) for i in range(n_modules)])),
     }
     used = {name: of_space[name] for name in SPACES[space]}
     params = {"space": space, "n_neighbors": n_neighbors, "resolution": float(resolution), "seed": seed, **used}

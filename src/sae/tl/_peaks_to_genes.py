@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from .._data import Data, holder, is_mudata, listing
+from .._lazy import loaded
 from .._peaks import plain, read_genes, read_peaks
 
 PEAK_TYPES = ("promoter", "body", "distal")
@@ -92,7 +93,7 @@ def peaks_to_genes(
         raise ValueError(
             f"The peaks of a MuData are in a modality. Say which, var_mod= (one of {listing(held.data.mod)})."
         )
-    peaks, (known, strand) = read_peaks(held.data.var, held.where), read_genes(genes)
+    peaks, (known, strand) = read_peaks(loaded(held.data.var), held.where), read_genes(genes)
     chromosomes = pd.Index(pd.unique(plain(known.chromosome)))
     rows = np.flatnonzero(np.isin(plain(peaks.chromosome), chromosomes))
     if len(rows) == 0:

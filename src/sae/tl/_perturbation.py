@@ -11,6 +11,7 @@ from .. import _schema
 from .._data import Data, Holder, holder, is_mudata, listing
 from .._design import codes as batches
 from .._expression import Expression, expression
+from .._lazy import column as read_column
 from .._progress import progress_bar
 from ..core.rows import select_rows
 
@@ -247,9 +248,10 @@ def _cells(held: Holder, groupby: str, control: object, batch: str | None, min_c
     obs, where = held.data.obs, f"{held.where}.obs[{groupby!r}]"
     if groupby not in obs.columns:
         raise KeyError(f"{held.where}.obs has no column {groupby!r}; it has {listing(obs.columns)}.")
-    if pd.api.types.is_float_dtype(obs[groupby]):
-        raise ValueError(f"{where} is continuous ({obs[groupby].dtype}). Pass a column of perturbations as groupby=.")
-    labels = pd.Categorical(obs[groupby]).remove_unused_categories()
+    column = read_column(obs, groupby)
+    if pd.api.types.is_float_dtype(column):
+        raise ValueError(f"{where} is continuous ({column.dtype}). Pass a column of perturbations as groupby=.")
+    labels = pd.Categorical(column).remove_unused_categories()
     names = labels.categories.astype(str)
     if not names.is_unique:
         raise ValueError(f"{where} has labels that read the same as text ({listing(names)}). Rename them.")
@@ -316,7 +318,7 @@ def _wanted(held: Holder, cells: _Cells, target: Mapping[str, str | Sequence[str
                 f"{held.where}.obs has no column {target!r}; it has {listing(obs.columns)}. Pass one of them as target=, or a "
                 "dict of perturbation and gene."
             )
-        column = obs[target]
+        column = read_column(obs, target)
         return [
             list(column[cells.codes == number].dropna().astype(str).unique())
             for number in range(1, len(cells.names) + 1)

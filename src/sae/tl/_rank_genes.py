@@ -10,13 +10,12 @@ import pandas as pd
 from .. import _schema
 from .._data import Data, holder
 from .._design import codes, design, indicators
-from .._expression import expression
+from .._expression import cells_of, expression
 from .._progress import progress_bar
 
 if TYPE_CHECKING:
-    from scipy import sparse
-
     from ..core.differential import Differential
+    from ..core.groups import Groups
     from ..core.moments import Genes
     from ..core.rows import Matrix
 
@@ -98,7 +97,8 @@ def rank_genes(
         `"welch"` only.
     layer, use_raw
         Expression to read: this layer, else `.raw` if there is one (unless `use_raw=False`), else `X`. It may be on disk (backed,
-        Zarr, a memory map) or a dask array, and is then read in chunks of cells.
+        Zarr, a memory map) or a dask array, and is then read in chunks of cells, as the activations are if they are on disk. A
+        dask array on a `dask.distributed` cluster is gone through by its workers, but for `"wilcoxon"`.
     model
         Test what a model predicts instead of data (as arXiv:2410.11468 does): one of `sae.models`, or an object with a method
         `decode(z, data)` that returns the expression of the cells in `data`, a part of the AnnData, given their latent `z` (cells ×
@@ -161,6 +161,7 @@ def rank_genes(
     """
     from scanpy import logging as logg
 
+    from ..core.groups import active_groups, percentile_groups
     from ..core.strata import MIN_DONORS
 
     _check(method, n_genes, percentile=percentile, batch=batch, donor=donor, covariates=covariates)
@@ -170,7 +171,6 @@ def rank_genes(
     expressed, rows = expression(data, held, layer=layer, use_raw=use_raw, var_mod=var_mod, model=model, latent=latent)
     how = _How(
         method,
-        percentile,
         None if batch is None else codes(held, batch, rows, "batch"),
         None if donor is None else codes(held, donor, rows, "donor", least=MIN_DONORS),
         design(held, covariates or (), rows),
@@ -178,9 +178,11 @@ def rank_genes(
         min_expected,
     )
     start = logg.info(f"ranking {len(expressed.genes)} variables of {expressed.where} for {a.shape[1]} features")
+    a = cells_of(a, rows)
+    groups = active_groups(a) if percentile is None else percentile_groups(a, percentile)
     with progress_bar(a.shape[1], "genes", "feature", shown=progress) as bar:
         blocks, imprecise, tested = [], 0, np.zeros(a.shape[1], dtype=bool)
-        for block in _compared(a[rows], expressed.matrix, expressed.summary, how):
+        for block in _compared(groups, expressed.matrix, expressed.summary, how):
             blocks.append(_best_genes(block, n_genes))
             imprecise += block.imprecise
             tested[block.features] = np.isfinite(block.pval).any(axis=1)
@@ -201,7 +203,7 @@ def rank_genes(
     if modality is not None:
         table["modality"] = pd.Categorical([modality] * len(table))
     stored = _schema.read(held, key)
-    status = pd.Categorical(_status(a[rows], tested, percentile, min_cells, donor))
+    status = pd.Categorical(_status(groups, tested, min_cells, donor))
     new = {
         "features": stored["features"].assign(genes_status=status),
         "genes": _schema.replace_rows(stored.get("genes"), table, {"modality": modality}),
@@ -252,10 +254,9 @@ def _check(
 
 @dataclass(frozen=True)
 class _How:
-    """What is compared; `batch` and `donor` are codes (n,), `covariates` (n, c)."""
+    """How they are compared; `batch` and `donor` are codes (n,), `covariates` (n, c)."""
 
     method: str
-    percentile: float | None
     batch: np.ndarray | None
     donor: np.ndarray | None
     covariates: np.ndarray
@@ -263,19 +264,17 @@ class _How:
     min_expected: float
 
 
-def _compared(a: sparse.csr_matrix, x: Matrix, genes: Genes, how: _How) -> Iterator[Differential]:
+def _compared(groups: Groups, x: Matrix, genes: Genes, how: _How) -> Iterator[Differential]:
     """Compare the cells of every feature by any method."""
     from ..core.differential import differential
-    from ..core.groups import active_groups, percentile_groups
     from ..core.regression import regression
     from ..core.strata import by_donor, stratified
     from ..core.wilcoxon import wilcoxon
 
     if how.method == "regression":
         covariates = how.covariates if how.batch is None else np.hstack([how.covariates, indicators(how.batch)])
-        yield from regression(a, x, genes, covariates, **how.limits)
+        yield from regression(groups, x, genes, covariates, **how.limits)
         return
-    groups = active_groups(a) if how.percentile is None else percentile_groups(a, how.percentile)
     limits = {**how.limits, "min_expected": how.min_expected}
     if how.donor is not None:
         blocks = by_donor(groups, x, genes, how.donor, **limits)
@@ -286,19 +285,14 @@ def _compared(a: sparse.csr_matrix, x: Matrix, genes: Genes, how: _How) -> Itera
     if how.method == "welch":
         yield from blocks
         return
-    ranks = wilcoxon(a, x, how.batch, min_cells=how.limits["min_cells"], min_expected=how.min_expected)
+    ranks = wilcoxon(groups, x, how.batch, min_cells=how.limits["min_cells"], min_expected=how.min_expected)
     for block, ranked in zip(blocks, ranks, strict=True):
         found = {name: getattr(ranked, name) for name in ("score", "pval", "log_pval", "padj")}
         yield replace(block, **found, either_way=np.isfinite(ranked.pval))
 
 
-def _status(
-    a: sparse.csr_matrix, tested: np.ndarray, percentile: float | None, min_cells: int, donor: str | None
-) -> np.ndarray:
+def _status(groups: Groups, tested: np.ndarray, min_cells: int, donor: str | None) -> np.ndarray:
     """Say of each feature whether it was tested, or why not."""
-    from ..core.groups import active_groups, percentile_groups
-
-    groups = active_groups(a) if percentile is None else percentile_groups(a, percentile)
     reason = groups.status(min_cells)
     other = "no gene that could be tested" + (", or too few donors with active and inactive cells" if donor else "")
     return np.where(tested, "tested", np.where(reason == "tested", other, reason)).astype(object)

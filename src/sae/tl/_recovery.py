@@ -162,6 +162,8 @@ def recovery(
 
 
 def _check(thresholds: Sequence[float], edges: str, cut: float | None) -> None:
+    if np.ndim(thresholds) != 1:
+        raise TypeError(f"thresholds={thresholds!r} is a {type(thresholds).__name__}; expected a list of numbers.")
     outside = [threshold for threshold in thresholds if not 0 <= threshold < 1]
     if outside:
         raise ValueError(f"thresholds has {outside[0]}; those of |r| are from 0 to 1, 1 excluded.")

@@ -2,17 +2,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
 from .. import _schema
 from .._data import Data, Holder, holder, listing
 from .._design import label_column, ordered_labels
 from .._expression import expression
+from .._lazy import column as read_column
 from .._progress import progress_bar
-from ..core.rows import dense_rows, select_rows
+from ..core.rows import Matrix, select_rows, take_rows
 
 if TYPE_CHECKING:
     from ..core.labels import CrossFit, LabelScores
@@ -122,6 +124,10 @@ def score_labels(
 
     Notes
     -----
+    Activations and baselines on disk are read in chunks, once for the sums and once more for every 64 million values, which are sorted
+    at a time (0.8 GB); what is held beside them are a few numbers per cell. Of a dask array on a cluster, the workers compute what is read, and
+    the scores are made here. Scores are the same as in memory to the last bit.
+
     A label that no division has in both halves (of one cell, or of one donor) has no held-out scores: NaN, with a warning
     in the log. p-values and intervals take cells as independent, which those of one donor are not, and say nothing of the choice
     among features: to report how well a feature knows a label, report `held_out_auroc`. Its `held_out_sd` is what the division
@@ -142,8 +148,7 @@ def score_labels(
     """
     from scanpy import logging as logg
 
-    from ..core.labels import cross_fit
-    from ..core.labels import score_labels as score
+    from ..core.labels import cross_fit, score_and_cross_fit
     from ..core.statistics import benjamini_hochberg
 
     if scopes not in ("3-way", "2-way"):
@@ -165,22 +170,22 @@ def score_labels(
     if order is not None:
         places = pd.Index(ordered_labels(order, names, f"{held.where}.obs[{groupby!r}]", least=2)).get_indexer(names)
     halves = _halves(held, codes, known, donor, n_splits, rng)
-    a = activations[known]
+    a = select_rows(activations, np.flatnonzero(known))
     features = _schema.feature_names(key, a.shape[1])
     sources = [Source("feature", a, features, slice(None))]
     if baselines:
         sources += _baselines(data, held, key, known, layer, var_mod)
 
     start = logg.info(f"scoring {a.shape[1]} features against {len(names)} labels of {groupby!r}")
-    scores = score(a, codes, len(names))
-    padj = benjamini_hochberg(scores.pval.ravel()).reshape(scores.pval.shape)
-    fits = []
     with progress_bar(sum(len(source.names) for source in sources), "labels", "column", shown=progress) as bar:
-        for source in sources:
-            rows = source.rows
-            fits.append(cross_fit(source.matrix, codes[rows], len(names), halves[:, rows], on_block=bar.update))
+        scores, fit = score_and_cross_fit(a, codes, len(names), halves, on_block=bar.update)
+        fits = [fit]
+        for source in sources[1:]:
+            of = source.matrix, codes[source.rows], len(names), halves[:, source.rows]
+            fits.append(cross_fit(*of, both_signs=source.both_signs, on_block=bar.update))
 
-    silent = a.getnnz(axis=0) == 0
+    padj = benjamini_hochberg(scores.pval.ravel()).reshape(scores.pval.shape)
+    silent = scores.n_active == 0
     scope = _scope(scores, silent, scopes)
     columns = {
         f"{groupby}_label": pd.Categorical.from_codes(np.where(silent, -1, scores.auroc.argmax(axis=0)), names),
@@ -221,10 +226,12 @@ class Source:
     """Columns among which the best one of a label is chosen."""
 
     name: str
-    matrix: Any
+    matrix: Matrix
     names: pd.Index
     rows: np.ndarray | slice
     """The rows of the matrix among the labelled cells."""
+    both_signs: bool = False
+    """Whether the columns with the other sign follow, whose names are the same."""
 
 
 def _baselines(
@@ -240,10 +247,9 @@ def _baselines(
     x = select_rows(found.matrix, np.flatnonzero(known))
     numbered = [f"{encoded['layer'] or encoded['use_rep']}_{i}" for i in range(x.shape[1])]
     names = pd.Index(numbered if found.names is None else found.names)
-    if isinstance(x, np.ndarray):
-        # In both directions: the sign of a component means nothing.
-        x, names = np.hstack([x, -x]), names.append(names)
-    return [genes, Source("representation", x, names, slice(None))]
+    # In both directions: the sign of a component means nothing.
+    both_signs = not sparse.issparse(take_rows(x, slice(0, 1)))
+    return [genes, Source("representation", x, names.append(names) if both_signs else names, slice(None), both_signs)]
 
 
 def _halves(
@@ -265,11 +271,10 @@ def _halves(
         raise KeyError(
             f"{where}.obs has no column {donor!r}; it has {listing(obs.columns)}. Pass one of them as donor=."
         )
-    if pd.api.types.is_float_dtype(obs[donor]):
-        raise ValueError(
-            f"{where}.obs[{donor!r}] is continuous ({obs[donor].dtype}). Pass a column of names as donor=."
-        )
-    donors, found = pd.factorize(obs[donor][known])
+    column = read_column(obs, donor)
+    if pd.api.types.is_float_dtype(column):
+        raise ValueError(f"{where}.obs[{donor!r}] is continuous ({column.dtype}). Pass a column of names as donor=.")
+    donors, found = pd.factorize(column[known])
     if (donors < 0).any():
         raise ValueError(
             f"{where}.obs[{donor!r}] is missing for {(donors < 0).sum()} of the {len(donors)} labelled cells. "
@@ -289,12 +294,13 @@ def _scope(scores: LabelScores, silent: np.ndarray, form: str) -> np.ndarray:
     return np.select([silent, significant == 1, significant > 1], ["dead", "local", several], "global")
 
 
-def _trend(a: Any, places: np.ndarray, n_labels: int, groupby: str) -> dict[str, object]:
+def _trend(a: Matrix, places: np.ndarray, n_labels: int, groupby: str) -> dict[str, object]:
     """Make the columns of a trend along the order, from the cells whose label is in it."""
     from ..core.labels import trend
     from ..core.statistics import benjamini_hochberg
 
-    found = trend(a[places >= 0], places[places >= 0], n_labels)
+    along = np.flatnonzero(places >= 0)
+    found = trend(select_rows(a, along), places[along], n_labels)
     return {
         f"{groupby}_trend": pd.Categorical.from_codes(found.direction + 1, categories=pd.Index(TRENDS)),
         f"{groupby}_trend_score": found.score,
@@ -346,8 +352,7 @@ def _summary(
 
 def _chosen(source: Source, fit: CrossFit, codes: np.ndarray) -> list[dict[str, object]]:
     """Summarise the choices of each label over the splits that have it in both halves."""
-    from ..core.labels import difference
-    from ..core.moments import chunks
+    from ..core.labels import differences
 
     unknown: dict[str, object] = {"selected": None, **dict.fromkeys(_schema.LABEL_SUMMARY[5:], np.nan)}
     rows: list[dict[str, object]] = []
@@ -356,14 +361,14 @@ def _chosen(source: Source, fit: CrossFit, codes: np.ndarray) -> list[dict[str, 
         columns, counts = np.unique(chosen[chosen >= 0], return_counts=True)
         if len(columns):
             best[label], agreement[label] = columns[counts.argmax()], counts.max() / counts.sum()
-    values = np.concatenate([dense_rows(part[:, best], slice(None)) for _, part in chunks(source.matrix)])
+    width = source.matrix.shape[1]
+    apart, low, high = differences(source.matrix, best % width, codes, signs=np.where(best < width, 1.0, -1.0))
     for label, chosen in enumerate(np.moveaxis(fit.chosen, 2, 0)):
         scored = chosen[:, 0] >= 0
         if not scored.any():
             rows.append(unknown)
             continue
         held_out = fit.held_out_auroc[scored, :, label].mean(axis=1)
-        apart, low, high = difference(values[:, label], codes == label)
         row = {
             "selected": str(source.names[best[label]]),
             "agreement": agreement[label],
@@ -372,5 +377,5 @@ def _chosen(source: Source, fit: CrossFit, codes: np.ndarray) -> list[dict[str, 
             "held_out_sd": held_out.std(ddof=1) if len(held_out) > 1 else np.nan,
             "held_out_f1": fit.held_out_f1[scored, :, label].mean(),
         }
-        rows.append(row | {"difference": apart, "ci_low": low, "ci_high": high})
+        rows.append(row | {"difference": apart[label], "ci_low": low[label], "ci_high": high[label]})
     return rows

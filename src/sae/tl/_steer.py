@@ -19,7 +19,7 @@ from .._schema import Features
 from .._steering import Centres, Cohort, Place, Sets, Tables
 from ..core.controls import Measures, Sample, alike_in_activity, few_of_each, random_directions
 from ..core.neighbours import Reference
-from ..core.rows import Matrix, read_rows, row_blocks
+from ..core.rows import Matrix, dense_rows, read_rows, row_blocks, select_rows
 from ..core.steering import INTERVENTIONS, Decode, Intervention, Steps, chunk_rows
 from ..models import PCA
 
@@ -204,6 +204,8 @@ def steer(
     place = _placing(latent, cohort, n_neighbors, rng)
     sets = _sets(net, decoder.parts, part)
     measures = _measures(place, decode, sets, rng)
+    if all(np.isnan(values).all() for values in measures.base):
+        raise ValueError(f"The prediction of {decoder.where} is NaN for all genes.")
     centres = _centres(latent, cohort)
     pool = _pool(held, key, control_keys, n_controls, place.deviation, rng)
     tables = Tables(_schema.feature_names(key, a.shape[1]), cohort, place, decoder.parts, sets)
@@ -229,13 +231,8 @@ def steer(
     params = {"model": type(model).__name__, **how.described(), "reconstruct": reconstruct, "n_cells": len(cohort.rows)}
     found = tables.finished()
     steering = {**found, "params": params}
-    moved = None
-    if key_added is not None or layer_added is not None:
-        moved = added.computed(steps[0], cohort.rows, latent, decoder)
-
-    _schema.write(held, key, {**_schema.read(held, key), "steering": steering})
-    if moved is not None:
-        added.write(*moved)
+    also = added.changes(steps[0], cohort.rows, latent, decoder)
+    _schema.write(held, key, {**_schema.read(held, key), "steering": steering}, also=also)
     logg.info(
         "    finished",
         time=start,
@@ -323,7 +320,7 @@ def _cohort(held: Holder, cells: Any, groupby: str | None) -> Cohort:
     """Find the cells to steer, and their labels."""
     n, wanted = held.data.n_obs, _selected(held, cells)
     if groupby is None:
-        codes, names = np.zeros(n, dtype=np.int64), pd.Index(["all"], dtype=object)
+        codes, names = np.zeros(n, dtype=np.int64), pd.Index(["all"])
     else:
         found = label_column(held.data.obs, groupby, held.where)
         codes, names = found.codes.astype(np.int64), found.categories.astype(str)
@@ -389,7 +386,7 @@ def _steps(
             )
         inside = cohort.all_codes == cohort.all_labels.get_loc(how.reference)
         of_reference = np.asarray(columns[inside].astype(np.float64).mean(axis=0)).ravel()
-    offset = sae.decode(a[rows]) - read_rows(latent, rows) if reconstruct else None
+    offset = sae.decode(a[rows]) - dense_rows(select_rows(latent, rows), slice(None)) if reconstruct else None
     steps = []
     for number, feature in enumerate(chosen):
         active = columns.data[columns.indptr[number] : columns.indptr[number + 1]]
@@ -531,16 +528,17 @@ class _Added:
     """The AnnData whose layers the prediction is put into."""
     part: int
 
-    def computed(
-        self, step: Steps, rows: np.ndarray, latent: Matrix, decoder: Decoder
-    ) -> tuple[np.ndarray, np.ndarray | None]:
+    def changes(self, step: Steps, rows: np.ndarray, latent: Matrix, decoder: Decoder) -> list[_schema.Change]:
         """Move the cells that are steered, and predict all."""
+        if self.key is None and self.layer is None:
+            return []
         n = latent.shape[0]
-        z = read_rows(latent, np.arange(n)).astype(np.float32)
+        z = dense_rows(latent, slice(None)).astype(np.float32)
         steps = np.zeros_like(z)
         steps[rows] = step.of(slice(None))
+        moved = [] if self.key is None else [_schema.Change(self.held.data, "obsm", self.key, z + steps)]
         if self.layer is None:
-            return z + steps, None
+            return moved
         names, genes = self.held.data.obs_names, decoder.parts[self.part].genes
         cells, columns = self.genes.obs_names.get_indexer(names), self.genes.var_names.get_indexer(genes)
         layer = np.full(self.genes.shape, np.nan, dtype=np.float32)
@@ -549,14 +547,7 @@ class _Added:
             layer[np.ix_(cells[some][cells[some] >= 0], columns[columns >= 0])] = values[cells[some] >= 0][
                 :, columns >= 0
             ]
-        return z + steps, layer
-
-    def write(self, z: np.ndarray, layer: np.ndarray | None) -> None:
-        """Put both in place."""
-        if self.key is not None:
-            self.held.data.obsm[self.key] = z
-        if layer is not None:
-            self.genes.layers[self.layer] = layer
+        return [*moved, _schema.Change(self.genes, "layers", self.layer, layer)]
 
     def told(self) -> str:
         """Say what was added, for the log."""

@@ -8,9 +8,9 @@ from typing import Literal
 
 import pandas as pd
 
-from . import _genesets, _ontology
-from ._data import listing
-from ._ontology import ASPECTS, GENE_COLUMN, RELATIONS, Annotations, Ontology
+from .. import _genesets, _ontology
+from .._data import listing
+from .._ontology import ASPECTS, GENE_COLUMN, RELATIONS, Annotations, Ontology
 
 __all__ = ["read_gmt", "read_go", "read_go_terms"]
 
