@@ -106,7 +106,7 @@ def welch_by_expected_cells(adata: ad.AnnData, sets: Sets) -> Found:
 
 def wilcoxon_test(adata: ad.AnnData, sets: Sets) -> Found:
     for name, limits in (("wilcoxon, normal for rare genes too", {"min_expected": 0}), ("wilcoxon, by default", {})):
-        for block in wilcoxon(adata.obsm["sae"], adata.X, min_cells=WELCH["min_cells"], **limits):
+        for block in wilcoxon(active_groups(adata.obsm["sae"]), adata.X, min_cells=WELCH["min_cells"], **limits):
             yield name, block.pval, block.padj < ALPHA
 
 

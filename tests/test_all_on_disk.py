@@ -430,7 +430,7 @@ def scored(n, matrix):
         while not done.wait(0.005):
             highest = max(highest, resident())
 
-    watching = threading.Thread(target=watch)
+    watching = threading.Thread(target=watch, daemon=True)
     watching.start()
     sae.tl.score_labels(cells, "group", n_splits=1, progress=False)
     done.set()

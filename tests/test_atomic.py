@@ -328,7 +328,7 @@ def swept_in_part(data: Any, whole: Any) -> bool:
     expected = wanted[columns].astype(object).values.tolist()
     return (
         (len(runs) < len(wanted) or failed.any() or data.uns["sae_sweep"]["params"]["ended"] == "interrupted")
-        and runs.loc[failed, "error"].astype(str).str.contains(MESSAGE).all()
+        and all(MESSAGE in text for text in runs.get("error", failed)[failed].astype(str))
         and all(row in expected for row in there[columns].values.tolist())
     )
 

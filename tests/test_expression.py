@@ -55,13 +55,18 @@ WITH_SEVEN = np.where(np.eye(30, 4, k=-4) * [0, 0, 1, 0], 7, values() % 3)
         pytest.param(LOG - 0.1, {"log1p": {}}, "scaled", np.nan, id="negative"),
         pytest.param(100 * (LOG - 0.1), {}, "scaled", np.nan, id="negative and large"),
         pytest.param(-values(), {}, "scaled", np.nan, id="negative integers"),
-        pytest.param(np.zeros((0, 2)), {}, "counts", None, id="no cells"),
     ],
 )  # fmt: skip
 def test_scale_is_recognised_from_the_values(layout, matrix, uns, scale, base):
     found = read(layout(matrix), uns=uns)
     assert found.scale == scale
     np.testing.assert_equal(found.log_base, base)
+
+
+@each_layout
+def test_no_cells_are_refused(layout):
+    with pytest.raises(ValueError, match="adata.X has no cells: there is nothing to compare"):
+        read(layout(np.zeros((0, 2))))
 
 
 @each_layout

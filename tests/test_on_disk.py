@@ -323,13 +323,10 @@ def cells(n, x):
     return adata
 
 def verbs(adata):
-    sae.tl.rank_genes(adata)
-    sae.tl.rank_genes(adata, batch="donor")
-    sae.tl.rank_genes(adata, percentile=90, progress=False)
-    sae.tl.rank_genes(adata, method="regression")
-    sae.tl.enrich(adata, {"some": [str(i) for i in range(40)]}, n_null=0, progress=False)
+    sae.tl.rank_genes(adata, batch="donor", progress=False)
+    sae.tl.enrich(adata, {"some": [str(i) for i in range(40)]}, percentile=90, n_null=0, progress=False)
 
-n, genes, features = 300_000, 2_000, 64
+n, genes, features = 200_000, 2_000, 64
 folder = sys.argv[1]
 small = cells(2_000, random_rows(2_000, genes, 100, 0))
 small.obsm["X_pca"] = np.random.default_rng(0).normal(size=(2_000, 8)).astype(np.float32)
@@ -339,10 +336,10 @@ group = zarr.open_group(folder, mode="w", zarr_format=2)
 for number, size in enumerate((2_000, n)):
     for name, columns, stored in (("x", genes, 100), ("a", features, 16)):
         values = random_rows(size, columns, stored, number)
-        ad.io.write_elem(group, f"{name}{number}", values, dataset_kwargs={"chunks": 500_000, "compressor": None})
+        ad.io.write_elem(group, f"{name}{number}", values, dataset_kwargs={"chunks": 200_000, "compressor": None})
     opened = cells(size, ad.io.sparse_dataset(group[f"x{number}"]))
     opened.uns["sae"] = dict(small.uns["sae"])
-    opened.obsm["sae"] = ad.experimental.read_elem_lazy(group[f"a{number}"], chunks=(30_000, features))
+    opened.obsm["sae"] = ad.experimental.read_elem_lazy(group[f"a{number}"], chunks=(10_000, features))
     stored = values = None
     with open("/proc/self/clear_refs", "w") as peak:
         peak.write("5")
@@ -354,11 +351,12 @@ print(resident("VmHWM") - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
 def test_memory_does_not_grow_with_what_is_on_disk(tmp_path):
-    """240 MB of expression and 38 MB of activations, in another process."""
+    """160 MB of expression and 25 MB of activations, in another process."""
     pytest.importorskip("dask.array")
     # Without them, what threads have freed is kept for later.
-    returned = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    returned = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "1000000"}
     command = [sys.executable, "-c", STORED, tmp_path]
     ran = subprocess.run(command, env=os.environ | returned, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
-    assert int(ran.stdout.split()[-1]) < 160_000_000
+
+    assert int(ran.stdout.split()[-1]) < 110_000_000

@@ -858,7 +858,7 @@ VERBS: dict[str, Verb] = {
             max_cells=[5000, 5, 1, 0],
             key_added=[None, "X_clean", "sae", "X_pca", "", "a/b"],
             rng=RNG,
-        ),
+        ).map(lambda drawn: {"features": [0], "n_neighbors": 3, "n_controls": 1, **drawn}),
         examples=40,
     ),
     "steer": Verb(
@@ -1190,6 +1190,17 @@ FOUND: list[tuple[str, Recipe, dict[str, Any]]] = [
     ("evaluate", Recipe(n=0), {"baselines": ["pca"]}),
     ("evaluate", Recipe(n=40, peculiar=("obsm with ones",)), {"baselines": ["pca"], "n_neighbors": 3}),
     ("evaluate", Recipe(n=40, peculiar=("obsm with zeros",)), {"baselines": ["frozen_decoder"], "n_neighbors": 3}),
+    (
+        "evaluate",
+        Recipe(n=40, d=1, g=12, h=2, peculiar=("obsm as float64", "obsm as uint64"), seed=2),
+        {"baselines": [], "n_splits": 1, "n_bootstrap": 5, "n_neighbors": 3},
+    ),
+    ("steer", Recipe(), {"value": "a"}),
+    (
+        "steer",
+        Recipe(n=40, d=5, g=20, h=2, architecture="relu", seed=2),
+        {"model": "linear", "n_controls": 1, "value": 1e30},
+    ),
     ("recovery", Recipe(), {"truth": 3}),
     ("recovery", Recipe(), {"truth": "depth", "thresholds": 0.5}),
     ("probe", Recipe(), {"use_rep": "X_pca", "targets": 3}),

@@ -34,8 +34,8 @@ MARK = "sae_activations"
 class SparseStore:
     """A folder that is filled with activations (n, h) by blocks of cells.
 
-    Used as a context: it is written beside `path`, and :meth:`publish` puts it in place of what was there. If the context is left
-    by an exception, also after that, all is as before, unless the activations are in use already.
+    Used as a context: it is written beside `path`, and :meth:`publish` puts it in place of what was there. If the
+    context is left by an exception, also after that, all is as before, unless the activations are in use already.
     """
 
     def __init__(self, path: str | PathLike[str], key: str, shape: tuple[int, int]):
@@ -128,7 +128,7 @@ def _opened(path: Path, shape: tuple[int, int], n_stored: int) -> Matrix:
 
 
 def _checked(path: str | PathLike[str], key: str) -> Path:
-    """Return where to write, or say why that is not possible; what is not an earlier folder of this SAE is never touched."""
+    """Return where to write, or say why not; what is no earlier folder of this SAE is never touched."""
     if not isinstance(path, str | PathLike):
         raise TypeError(f"out={path!r} is a {type(path).__name__}; expected the path of a folder.")
     if importlib.util.find_spec("dask") is None or importlib.util.find_spec("zarr") is None:
@@ -146,13 +146,13 @@ def _checked(path: str | PathLike[str], key: str) -> Path:
     owner = _owner(found)
     if owner is None:
         raise FileExistsError(
-            f"out={os.fspath(path)!r} exists and was not written by sae.tl.encode; it would be overwritten. Choose another path, or "
-            "remove it first."
+            f"out={os.fspath(path)!r} exists and was not written by sae.tl.encode; it would be overwritten. Choose another "
+            "path, or remove it first."
         )
     if owner != key:
         raise FileExistsError(
-            f"out={os.fspath(path)!r} holds the activations of the SAE {owner!r}, and would be overwritten by those of {key!r}. "
-            "Choose another path, or remove it first."
+            f"out={os.fspath(path)!r} holds the activations of the SAE {owner!r}, and would be overwritten by those of "
+            f"{key!r}. Choose another path, or remove it first."
         )
     return found
 

@@ -531,11 +531,13 @@ print(peak() - before, x.nbytes, adata.uns["sae"]["encoded"]["n_obs"])
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc, which is Linux's")
 def test_memory_stays_below_the_size_of_the_data(tmp_path):
     command = [sys.executable, "-c", GROWTH, str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    # Memory that is free again goes back at once: the peak is then what was held, whichever threads held it.
+    env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "2"}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=env)
     assert result.returncode == 0, result.stderr
     growth, size, n = map(int, result.stdout.split())
     assert n == 300_000 and size == 240_000_000
-    assert growth < size / 2
+    assert growth < size / 3
 
 
 # ---- A cluster

@@ -90,7 +90,7 @@ class Autoencoder:
         return Encoded(activations, np.concatenate([np.empty(0), *(part.squared_error for part in parts)]))
 
     def encode_blocks(self, x: Matrix, *, on_block: Callable[[int], object] | None = None) -> Iterator[Encoded]:
-        """Encode cells and yield the result block by block, in order; of a dask array on a cluster, its workers do it."""
+        """Encode cells and yield the result in blocks, in order; those of a dask array on a cluster by its workers."""
         client = cluster_of(x)
         if client is None:
             blocks = self._encode_here(x)

@@ -11,7 +11,7 @@ PIECE_ROWS = 65_536
 
 
 class FeatureStatistics:
-    """Counts, sums and maxima of activations (n, h); sums are float64 and in the order of the cells, however these are divided.
+    """Counts, sums and maxima of activations (n, h); sums are float64, in the order of the cells however they come.
 
     Attributes
     ----------

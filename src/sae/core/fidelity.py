@@ -11,7 +11,7 @@ BLOCK_VALUES = 8_000_000
 
 
 def unexplained(x: np.ndarray, x_hat: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Fraction of variance unexplained Σ‖x − x̂‖² / Σ‖x − mean‖², of each resample (resamples,).
+    """Fraction of variance unexplained Σ‖x − x̂‖² / Σ‖x − mean‖², of each resample (resamples,); NaN for one without variance.
 
     Parameters
     ----------
@@ -28,7 +28,8 @@ def unexplained(x: np.ndarray, x_hat: np.ndarray, weights: np.ndarray) -> np.nda
         errors[rows] = np.square(x[rows].astype(np.float64) - x_hat[rows]).sum(axis=1)
         sizes[rows] = np.square(centred).sum(axis=1)
         sums += weights[:, rows] @ centred
-    return weights @ errors / (weights @ sizes - np.square(sums).sum(axis=1) / weights.sum(axis=1))
+    variance = weights @ sizes - np.square(sums).sum(axis=1) / weights.sum(axis=1)
+    return weights @ errors / np.where(variance > 0, variance, np.nan)
 
 
 def components(seen: np.ndarray, x: np.ndarray, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -243,8 +243,8 @@ def _choice(chosen: ChosenK | None) -> dict[str, Any]:
 def _goodness(trained: Autoencoder, planned: Plan) -> dict[str, float]:
     """Return FVU and L0 of the folded weights on the cells of training and on those held out, NaN for none.
 
-    Of more than a million, so many evenly spaced ones are taken: ten million cells would be encoded for as long as they were
-    trained on, to change the fourth digit.
+    Of more than a million, so many evenly spaced ones are taken: to encode ten million cells would take as long as to
+    train on them, and change the fourth digit.
     """
     x, parts = planned.x, {"": spread(planned.train_rows, MAX_JUDGED), "val_": spread(planned.val_rows, MAX_JUDGED)}
     rows = np.sort(np.concatenate([*parts.values()]))

@@ -31,11 +31,6 @@ class Reference:
         self._codes, self._n_labels = codes, n_labels
         self._search: Any = NearestNeighbors(n_neighbors=self.k + 1, algorithm="brute").fit(latent)
         own = self.place(latent, np.arange(len(latent))).distance
-        if not np.isfinite(own).all():
-            raise FloatingPointError(
-                f"Distances between cells are beyond float32: the representation has values up to {np.abs(latent).max():.1e}. "
-                "Divide it by a number, and train on that."
-            )
         self.outlying = float(np.quantile(own, OUTLYING))
         """Mean distance to the neighbours that 99 % of the reference cells stay below."""
 
@@ -50,6 +45,11 @@ class Reference:
             (n,) number of each cell among the reference cells, −1 for one that is not among them.
         """
         distance, found = self._search.kneighbors(latent)
+        if not np.isfinite(distance).all():
+            raise FloatingPointError(
+                f"Distances between cells are beyond float32: the representation has values up to {np.abs(latent).max():.1e}. "
+                "Divide it by a number and train on that, or steer by less."
+            )
         itself = found == own[:, None]
         # Without itself among them, the farthest of the k + 1 is left out.
         itself[~itself.any(axis=1), -1] = True

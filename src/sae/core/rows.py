@@ -40,8 +40,8 @@ def take_rows(x: Matrix, rows: slice | np.ndarray) -> Any:
 def pieces(x: Matrix, size: int) -> Iterator[tuple[slice, Any]]:
     """Yield the rows of `x` (n, d) in order, `size` at a time, in memory as :func:`take_rows` gives them.
 
-    From disk, several whole chunks of the file are read at once, each of them once, and the next ones while those before are
-    in use.
+    From disk, several whole chunks of the file are read at once, each of them once, and the next ones while those before
+    are in use.
     """
     blocks = row_blocks(x.shape[0], size)
     if not on_disk(x):
@@ -113,7 +113,7 @@ def _edges(x: Matrix, least: int) -> np.ndarray:
 
 
 def spans(x: Matrix, least: int) -> Iterator[slice]:
-    """Yield consecutive slices that cover all rows: whole chunks, or dask's blocks, and at least so many rows, but for the last."""
+    """Yield consecutive slices that cover all rows: of whole chunks, and of at least so many rows but for the last."""
     edges = _edges(x, least).tolist()
     yield from map(slice, edges[:-1], edges[1:])
 
@@ -131,7 +131,7 @@ def _stored(x: Matrix) -> Any:
 
 
 def stored_rows(x: Matrix) -> int:
-    """Rows that a file can only give together: a chunk of HDF5, Zarr or dask (the median one), all of CSC; 1 in memory."""
+    """Rows that a file gives only together: a chunk of HDF5, Zarr or dask (the median one), all of CSC; 1 in memory."""
     x = _stored(x)
     if is_dask(x):
         return max(1, int(np.median(x.chunks[0])))
@@ -205,8 +205,8 @@ class Columns:
 class Rows:
     """Some rows of a matrix on disk, in any order.
 
-    For a slice, the chunks of the file that hold some of them are read, neighbours together. Where `positions` rise, each
-    chunk is read for two slices at most, as long as slices are not smaller than chunks; in another order, each slice may read all.
+    For a slice, the chunks of the file that hold some of them are read, neighbours together. Where `positions` rise, a
+    chunk is read again only where a slice ends in it; in another order, each slice may read all.
     """
 
     matrix: Matrix
@@ -245,7 +245,7 @@ def select_rows(x: Matrix, positions: np.ndarray) -> Matrix:
 
 
 def _blocks_with(x: Matrix, rows: np.ndarray) -> Iterator[tuple[np.ndarray, slice]]:
-    """Yield blocks of whole chunks that hold some of `rows`, neighbours as one, each after the places in `rows` that are in it."""
+    """Yield blocks of whole chunks that hold some of `rows`, neighbours as one, each after the places of those rows."""
     if len(rows) == 0:
         return
     edges = _edges(x, DISK_BLOCK_ROWS)
@@ -301,10 +301,10 @@ def read_rows(x: Matrix, rows: np.ndarray) -> np.ndarray:
 def shuffled_batches(x: Matrix, rows: np.ndarray, size: int, *, seed: int, first: int = 0) -> Iterator[np.ndarray]:
     """Yield batches of `size` rows without end, each row once a pass, from batch `first` on.
 
-    In memory, and from a file of up to 128 MB (as 32-bit numbers), which is then held, rows are drawn one by one. Of a larger
-    file, random blocks that make up so much are shuffled together, and the next ones are read meanwhile. There are 32 to 64
-    of them, whose length depends on the width d alone, or fewer where the chunks of the file are longer: then a block is a
-    chunk, and there are four at least. Of a memory map, 128 blocks of 256 rows are shuffled together.
+    In memory, and from a file of up to 128 MB (as 32-bit numbers), which is then held, rows are drawn one by one. Of a
+    larger file, random blocks that make up so much are shuffled together, and the next ones are read meanwhile. There
+    are 32 to 64 of them, whose length depends on the width d alone, or fewer where the chunks of the file are longer:
+    then a block is a chunk, and there are four at least. Of a memory map, it is 128 blocks of 256 rows.
     """
     blocks = _blocks_to_shuffle(x) if on_disk(x) else None
     if blocks is not None and x.shape[0] <= blocks[0] * blocks[1] and not _is_memory_map(x):
@@ -331,7 +331,7 @@ def _is_memory_map(x: Matrix) -> bool:
 
 
 def _shuffled(n: int, rows: np.ndarray, seed: int, blocks: tuple[int, int] | None) -> Iterator[np.ndarray]:
-    """Yield row numbers in groups, each row once a pass: all, or those of some random blocks (rows, blocks in a group)."""
+    """Yield row numbers in groups, each once a pass: all, or those of some random blocks (rows, blocks in a group)."""
     if blocks is not None:
         length, at_once = blocks
         wanted = np.zeros(n, dtype=bool)

@@ -35,7 +35,7 @@ def encode(
 
     `a = activation(x @ W_enc + b_enc)`, in blocks of a fixed shape: the result of a cell does not depend on the cells
     that are encoded with it, and no cells × features array is ever held densely. A representation on disk (backed, Zarr,
-    dask) is read once for this, some chunks at a time, and gives what it gives in memory to the last bit. The blocks of a dask array on a
+    dask) is read some chunks at a time, and gives what it gives in memory to the last bit. The blocks of a dask array on a
     `dask.distributed` cluster are encoded by its workers.
 
     Parameters
@@ -54,9 +54,10 @@ def encode(
     out
         A folder to write the activations to, block by block, where they are too large for memory: ten million cells with
         32 active features take 2.6 GB. It must not exist yet, or be of an earlier call for the same `key`; that one is
-        replaced when the new one is complete. `obsm[key]` is then a dask array that reads from the folder when it is used, which
-        subsets, copies and files of the object keep. So the folder must stay where it is, and copies of the object that still hold the earlier
-        activations read the new ones after it was replaced. The folder is Zarr, in the layout of anndata's sparse matrices:
+        replaced when the new one is complete. `obsm[key]` is then a dask array that reads from the folder when it is
+        used, in subsets and copies of the object too; files that the object is written to get the values. So the folder
+        must stay where it is, and copies of the object that still refer to the earlier activations read the new ones
+        once it is replaced. The folder is Zarr, in the layout of anndata's sparse matrices:
         `anndata.io.read_elem(zarr.open_group(out))` loads it. Needs dask: `pip install "scsae[dask]"`.
     progress
         Show a progress bar when it takes more than a second.
@@ -64,9 +65,9 @@ def encode(
     Returns
     -------
     Nothing. Writes `obsm[key]`, a CSR matrix (cells × features, float32) of activations ≥ 0 (with `out`, a dask array of CSR
-    blocks), and in `uns[key]` the table `features` (per feature `n_cells` active, `density`, `mean` and `max` activation over all cells, `dead`) and
-    `encoded`: what was read, its L0 and its FVU = mean ‖x − x̂‖² / (variance over the cells given to `fit`). Earlier results
-    that rest on activations are removed.
+    blocks), and in `uns[key]` the table `features` (per feature `n_cells` active, `density`, `mean` and `max` activation
+    over all cells, `dead`) and `encoded`: what was read, its L0 and its FVU = mean ‖x − x̂‖² / (variance over the cells
+    given to `fit`). Earlier results that rest on activations are removed.
 
     Raises
     ------
@@ -169,7 +170,7 @@ def encode(
 def _encoded(
     model: Autoencoder, x: Matrix, store: SparseStore | None, on_block: Callable[[int], object]
 ) -> tuple[Matrix | None, np.ndarray, FeatureStatistics]:
-    """Return activations, which go to the store if there is one, the squared error of each cell, and statistics of each feature."""
+    """Return activations (None if they go to a store), the squared error of each cell, and statistics of each feature."""
     if store is None:
         encoded = model.encode(x, on_block=on_block)
         return encoded.activations, encoded.squared_error, FeatureStatistics.of(encoded.activations)

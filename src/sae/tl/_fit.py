@@ -81,12 +81,12 @@ def fit(
     Parameters
     ----------
     data
-        AnnData, or MuData with `mod`. The embedding may be on disk: backed, Zarr, dask or a memory map. Up to 128 MB of it (as
-        32-bit numbers: 640,000 cells × 50) are held in memory, with the same result as if they were there. Of more, random
-        blocks of rows that make up as much are shuffled together, while the next ones are read; results depend on the number
-        of cells and columns, not on the kind of file nor on its chunks, unless these have more rows than a block (16,384 at 50
-        columns, 512 at 2,000), which is then a chunk. Where cells are sorted, by donor say, a few dozen blocks are less of a
-        mixture than all cells. A memory map is shuffled in 128 blocks of 256 rows.
+        AnnData, or MuData with `mod`. The embedding may be on disk: backed, Zarr, dask or a memory map. Up to 128 MB of
+        it (as 32-bit numbers: 640,000 cells × 50) are held in memory, with the same result as if they were there. Of
+        more, random blocks of rows that make up as much are shuffled together, while the next ones are read; results
+        depend on the number of cells and columns, not on the kind of file nor on its chunks, unless these have more rows
+        than a block (16,384 at 50 columns, 512 at 2,000), which is then a chunk. Where cells are sorted, by donor say, a
+        few dozen blocks are less of a mixture than all cells. A memory map is shuffled in 128 blocks of 256 rows.
     use_rep
         Key of `obsm`, or `"X"`. By default `"X_pca"`. A MuData without `mod` needs the key of a joint embedding.
     layer
@@ -152,9 +152,9 @@ def fit(
     (d,), float32; `threshold` (h,) where σ has one; `scaling`, the factors (d,) or the matrix (d, d) by which the columns were scaled
     in training, if that was more than one factor; `input_names` if the columns have names) and `history` (a row per record:
     loss, FVU, L0 and dead fraction in training, FVU and L0 on the held-out cells; FVU is the fraction of variance
-    unexplained, Σ‖x − x̂‖² / Σ‖x − mean‖², in the raw embedding). `params` has FVU and L0 of the final weights on the cells of
-    training and, as `val_fvu` and `val_l0`, on those held out: on a million evenly spaced ones where there are more. Results
-    of an earlier SAE under the same key are removed.
+    unexplained, Σ‖x − x̂‖² / Σ‖x − mean‖², in the raw embedding). `params` has FVU and L0 of the final weights on the
+    cells of training and, as `val_fvu` and `val_l0`, on those held out: on a million evenly spaced ones where there are
+    more. Results of an earlier SAE under the same key are removed.
     When interrupted (Ctrl-C), what was trained so far is kept, and `params["ended"]` says so.
 
     Raises

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -279,8 +280,8 @@ class _How:
                 f"intervention={self.intervention!r} has no value, but {name}={given[name]!r} was given. Leave it out, or pass "
                 "intervention='set' or 'add'."
             )
-        if self.value is not None and not np.isfinite(self.value):
-            raise ValueError(f"value={self.value} is not a finite activation.")
+        if self.value is not None and not (isinstance(self.value, Real) and np.isfinite(self.value)):
+            raise ValueError(f"value={self.value!r} is not a finite activation.")
         if self.quantile is not None and not 0 <= self.quantile <= 1:
             raise ValueError(f"quantile={self.quantile} is not between 0 and 1.")
         if self.reference is not None and self.groupby is None:
