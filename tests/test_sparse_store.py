@@ -11,6 +11,7 @@ from scipy import sparse
 
 from sae import _sparse_store as module
 from sae._sparse_store import SparseStore
+from sae.core.rows import take_rows
 
 pytest.importorskip("dask.array")
 H = 23
@@ -45,7 +46,7 @@ def test_what_is_written_is_read(tmp_path, monkeypatch, n, chunk):
     x = written(tmp_path / "a.zarr", a)
     assert os.listdir(tmp_path) == ["a.zarr"]
     assert_same(read(tmp_path / "a.zarr"), a)
-    assert_same(sparse.csr_matrix(x.compute()), a)
+    assert_same(take_rows(x, slice(None)), a)
     assert zarr.open_group(tmp_path / "a.zarr", mode="r")["data"].chunks == (chunk,)
 
 

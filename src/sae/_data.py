@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from .core.rows import Columns, Matrix, as_csr, on_disk, read_rows
+from .core.rows import Columns, Matrix, as_csr, is_dask, on_disk, read_rows
 
 if TYPE_CHECKING:
     from mudata import MuData
@@ -141,7 +141,7 @@ def readable(matrix: Any, where: str) -> Matrix:
 def _read_by_rows(matrix: Any) -> bool:
     """Tell whether this is a backed, Zarr or dask matrix, which gives rows for a slice."""
     kind = type(matrix).__module__.partition(".")[0]
-    return kind in ("h5py", "zarr", "dask") or (kind == "anndata" and hasattr(matrix, "to_memory"))
+    return kind in ("h5py", "zarr") or is_dask(matrix) or (kind == "anndata" and hasattr(matrix, "to_memory"))
 
 
 def in_memory(matrix: Any, where: str) -> np.ndarray | sparse.csr_matrix:

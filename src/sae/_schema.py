@@ -86,7 +86,7 @@ def check_key(key: str, held: Holder) -> None:
         return
     data = held.data
     # Activations that have lost their `uns`, after a concatenation say, are an SAE's.
-    in_obsm = key in data.obsm and not sparse.issparse(data.obsm[key])
+    in_obsm = key in data.obsm and not sparse.issparse(getattr(data.obsm[key], "_meta", data.obsm[key]))
     slots = [slot for slot, taken in (("uns", key in data.uns), ("obsm", in_obsm), ("varm", key in data.varm)) if taken]
     if slots:
         raise ValueError(

@@ -122,8 +122,11 @@ def _opened(path: Path, shape: tuple[int, int], n_stored: int) -> Matrix:
     import zarr
 
     n, n_features = shape
-    rows = max(1, min(MOST_BLOCK_ROWS, BLOCK_VALUES * n // max(n_stored, 1)))
     group = zarr.open_group(path, mode="r")
+    if n == 0:
+        # Early 0.12 of anndata makes no dask array without cells.
+        return ad.io.read_elem(group)
+    rows = max(1, min(MOST_BLOCK_ROWS, BLOCK_VALUES * n // max(n_stored, 1)))
     return ad.experimental.read_elem_lazy(group, chunks=(1 << rows.bit_length() - 1, n_features))
 
 

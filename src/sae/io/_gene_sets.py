@@ -35,7 +35,10 @@ def read_gmt(path: str | Path) -> pd.DataFrame:
     Raises
     ------
     ValueError
-        A line has fewer than three fields, a set occurs twice, or there are no sets.
+        A line has fewer than three fields, a set occurs twice, or there are no sets; the file is no text in UTF-8, its gzip is
+        damaged, or it never ends.
+    FileNotFoundError
+        There is no such file.
 
     Examples
     --------
@@ -105,7 +108,10 @@ def read_go(
     Raises
     ------
     ValueError
-        A line is not OBO or GAF, terms go round in a circle, an option is none of the above, or no gene is left.
+        A line is not OBO or GAF, terms go round in a circle, an option is none of the above, or no gene is left; a file is no
+        text in UTF-8, its gzip is damaged, or it never ends.
+    FileNotFoundError
+        There is no such file.
 
     Examples
     --------
@@ -202,7 +208,9 @@ def read_go_terms(
     Raises
     ------
     ValueError
-        A line is not OBO, or an option is none of the above.
+        A line is not OBO, or an option is none of the above; the file is no text in UTF-8, its gzip is damaged, or it never ends.
+    FileNotFoundError
+        There is no such file.
 
     Examples
     --------

@@ -74,7 +74,8 @@ def encode(
     KeyError
         There is no SAE of this name, or no such representation.
     ValueError
-        The representation has another width than the SAE reads, or lacks columns by name.
+        The representation has another width than the SAE reads, lacks columns by name, or has values that are NaN, infinite or
+        above 3.4e38.
     FileExistsError
         `out` is something else than activations of this SAE; it is left alone.
     FileNotFoundError

@@ -185,7 +185,7 @@ def enrich(
         There are no activations, or no such layer or batch.
     ValueError
         `net` lacks columns, has no gene in common with the data or no set of suitable size; `var_to_gene` lacks columns or has no
-        variable of the data; repeated gene names; NaN or infinite expression values, or scaled ones with `"ora"` and a
+        variable of the data; no cells or no genes; repeated gene names; NaN or infinite expression values, or scaled ones with `"ora"` and a
         `min_log2fc`; a setting out of range; cells without a batch.
 
     Examples

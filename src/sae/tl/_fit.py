@@ -162,7 +162,7 @@ def fit(
     KeyError
         The embedding or layer is not there.
     ValueError
-        NaN or infinite values, fewer than 10 cells, a setting out of range or that the architecture does not use, a
+        Values that are NaN, infinite or above 3.4e38, fewer than 10 cells, a setting out of range or that the architecture does not use, a
         checkpoint of other settings or data.
     FloatingPointError
         Training diverged.

@@ -138,7 +138,7 @@ def rank_genes(
     KeyError
         There are no activations, or no such layer or column.
     ValueError
-        NaN or infinite expression values; `model` together with `layer`; repeated gene names; a setting out of range, or one that the method
+        No cells or no genes; NaN or infinite expression values; `model` together with `layer`; repeated gene names; a setting out of range, or one that the method
         does not have; cells without a batch, donor or covariate; a continuous batch or donor; fewer than three donors; as many
         covariates as cells.
     TypeError
@@ -146,6 +146,8 @@ def rank_genes(
 
     Notes
     -----
+    A gene with one value in all active cells and another in all others has an infinite `score`.
+
     `batch=` removes what differs between batches, and still takes the cells of a batch as independent: for a claim about
     donors in general, use `donor=`. It needs donors: with three, only large effects reach significance.
 

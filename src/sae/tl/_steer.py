@@ -155,6 +155,8 @@ def steer(
     ValueError
         A setting out of range, or several that exclude each other; no cells; a latent that the model does not decode; gene sets that it does
         not predict.
+    FloatingPointError
+        Distances between cells are beyond float32.
 
     Notes
     -----
