@@ -137,7 +137,7 @@ def run(path: Path, n_cells: int, weights: Path, *, fitted: bool) -> dict[str, A
             pass
 
     if fitted:
-        adata.uns["sae"] = ad.io.read_elem(zarr.open_group(weights, mode="r")["sae"])
+        adata.uns["sae"] = sae.io.read(weights).uns["sae"]
     else:
         # A few cells, so that compiling is not measured.
         warm = opened(path, 20_000)
@@ -148,7 +148,7 @@ def run(path: Path, n_cells: int, weights: Path, *, fitted: bool) -> dict[str, A
         measure("read the embedding", read, adata.obsm["X_pca"])
         measure("read the genes", read, adata.X)
         measure("fit", sae.tl.fit, adata, n_features=N_FEATURES, progress=False)
-        ad.io.write_elem(zarr.open_group(weights, mode="w", zarr_format=3), "sae", adata.uns["sae"])
+        sae.io.write(adata, weights, overwrite=True)
     activations = path.parent / f"activations{'_cluster' if fitted else ''}.zarr"
     measure("encode", sae.tl.encode, adata, out=activations, progress=False)
     measure("rank_genes", sae.tl.rank_genes, adata, progress=False)
@@ -187,7 +187,7 @@ def main() -> None:
     parser.add_argument("--on-cluster", action="store_true")
     arguments = parser.parse_args()
     n_cells = max(arguments.cells)
-    path, weights = arguments.folder / "cells.zarr", arguments.folder / "weights.zarr"
+    path, weights = arguments.folder / "cells.zarr", arguments.folder / "weights"
     if arguments.child:
         if arguments.on_cluster:
             from distributed import Client, LocalCluster
