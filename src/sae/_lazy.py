@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import anndata as ad
@@ -28,3 +29,22 @@ def loaded(value: Any) -> Any:
 def column(table: Any, name: str) -> pd.Series:
     """Read one column of `obs` or `var`, and only that."""
     return table[name] if isinstance(table, pd.DataFrame) else loaded(table[[name]])[name]
+
+
+@dataclass(frozen=True)
+class OnDemand(Mapping[str, Any]):
+    """What `uns` has under a key, each entry brought into memory when it is asked for."""
+
+    stored: Mapping[str, Any]
+
+    def __getitem__(self, name: str) -> Any:
+        """Read one entry."""
+        return loaded(self.stored[name])
+
+    def __iter__(self) -> Iterator[str]:
+        """Go through the names."""
+        return iter(self.stored)
+
+    def __len__(self) -> int:
+        """Return the number of entries."""
+        return len(self.stored)

@@ -14,6 +14,7 @@ import pandas as pd
 from scipy import sparse
 
 from ._data import Holder, Representation, columns_in_order, is_mudata, listing, recomputed, representation
+from ._lazy import OnDemand, loaded
 from .core.architectures import ARCHITECTURES
 from .core.autoencoder import Autoencoder
 from .core.feature_statistics import FeatureStatistics
@@ -125,7 +126,7 @@ def sweep(held: Holder, key: str) -> pd.DataFrame:
             f"{held.where}.uns[{key!r}] has the version {stored['sweep_version']} of sweeps; this version of sae reads up to "
             f"{SWEEP_VERSION}. Update sae."
         )
-    return stored["runs"].copy()
+    return loaded(stored["runs"]).copy()
 
 
 def not_beaten(runs: pd.DataFrame, by: Sequence[str]) -> pd.Series:
@@ -174,7 +175,7 @@ def read(held: Holder, key: str) -> Mapping[str, Any]:
         raise KeyError(
             f"{held.where}.uns has no SAE {key!r} ({there}). Run sae.tl.fit(..., key_added={key!r}) first.{hint}"
         )
-    stored = uns[key]
+    stored = OnDemand(uns[key])
     if stored["schema_version"] > SCHEMA_VERSION:
         raise ValueError(
             f"{held.where}.uns[{key!r}] has the schema version {stored['schema_version']}; this version of sae reads up "
@@ -357,7 +358,7 @@ def tidy(columns: Mapping[str, np.ndarray], order: Sequence[str], categories: Ma
             name, np.empty(0, dtype=np.int64 if name in categories else OTHER_TYPES.get(name, np.float64))
         )
         if name in categories:
-            data[name] = pd.Categorical.from_codes(values, categories=categories[name]).remove_unused_categories()
+            data[name] = pd.Categorical.from_codes(values, categories=categories[name].rename(None)).remove_unused_categories()
         else:
             data[name] = pd.Categorical(values) if values.dtype == object else values
     return plain_index(pd.DataFrame(data))

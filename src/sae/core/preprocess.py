@@ -161,12 +161,15 @@ def fit_scaling(x: Matrix, kind: Preprocess | None = None, *, block_rows: int = 
         mean += dense_rows(part, slice(None)).sum(axis=0, dtype=np.float64)
     mean /= n
     paired = kind is None or kind in DECORRELATING
-    second = np.zeros((d, d) if paired else d)
+    # Apart from the products, whose diagonal can differ in the last bit: what is found then equals what is asked for.
+    variance, second = np.zeros(d), np.zeros((d, d) if paired else 0)
     for _, part in pieces(x, block_rows):
         centred = dense_rows(part, slice(None)).astype(np.float64) - mean
-        second += centred.T @ centred if paired else np.square(centred).sum(axis=0)
+        variance += np.square(centred).sum(axis=0)
+        if paired:
+            second += centred.T @ centred
+    variance /= n
     second /= n
-    variance = np.diag(second) if paired else second
     spread = np.sqrt(variance)
     if kind is None:
         kind = "damped" if _like_components(second) else "center"
