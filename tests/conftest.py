@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import anndata as ad
+import hypothesis
 import matplotlib
 import mudata
 import numpy as np
@@ -25,6 +26,9 @@ from scipy import sparse
 import sae
 
 matplotlib.use("Agg")
+# A first example may have to wait until a kernel is compiled.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 if hasattr(mudata, "set_options"):
     # What mudata 0.4 does anyway; before, every update warns without it.
     mudata.set_options(pull_on_update=False)

@@ -468,3 +468,16 @@ def test_scores_on_a_cluster_are_those_in_memory(analysed):
             sae.tl.score_labels(data, "some", order=["a", "b"], **QUIET)
     for name in ("labels", "label_summary", "features"):
         pd.testing.assert_frame_equal(lazily.uns["sae"][name], adata.uns["sae"][name])
+
+
+def test_a_folder_that_other_cells_are_read_from_is_not_replaced(make_adata, tmp_path):
+    adata, others = make_adata(), make_adata(first=1000, seed=5)
+    sae.tl.fit(adata, n_features=8, steps=30)
+    sae.tl.encode(adata, out=tmp_path / "a.zarr")
+    expected = adata.obsm["sae"].compute()
+    for cells in (others, adata[: adata.n_obs // 2].copy()):
+        with pytest.raises(FileExistsError, match=r"a\.zarr' holds the activations of other cells"):
+            sae.tl.encode(cells, reference=adata, out=tmp_path / "a.zarr")
+        assert "sae" not in others.obsm
+    sae.tl.encode(adata, out=tmp_path / "a.zarr")
+    assert (adata.obsm["sae"].compute() != expected).nnz == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import threading
@@ -284,3 +285,46 @@ def test_a_worker_that_dies_is_replaced(client, cells, tmp_path, monkeypatch):
     sae.tl.rank_genes(adata, n_genes=None)
     assert died.exists()
     assert_same(adata.uns["sae"]["genes"], expected.uns["sae"]["genes"])
+
+
+def ranked(adata, place):
+    adata.X = place(adata.X)
+    sae.tl.rank_genes(adata, n_genes=None)
+    return adata.uns["sae"]["genes"]
+
+
+def test_a_verb_in_a_task_waits_for_no_place_of_its_own(client, cells):
+    """As many of them as there are threads: what they hand to the cluster would never have its turn."""
+    expected, *found = (client.submit(ranked, cells(), place, pure=False) for place in (sparse.csr_matrix, *2 * [in_csr_chunks]))
+    for task in found:
+        assert_same(task.result(timeout=60), expected.result(timeout=60))
+
+
+def test_a_sweep_on_the_cluster_reads_a_dask_array(client, cells):
+    adata, expected = cells(), cells()
+    adata.obsm["X_pca"] = da.from_array(adata.obsm["X_pca"], chunks=(70, 6))
+    grid = {"n_features": [8], "k": [2, 3], "steps": [30]}
+    done = threading.Event()
+    # Ctrl-C after a minute, or the test would wait for ever.
+    timer = threading.Timer(60, lambda: done.is_set() or os.kill(os.getpid(), signal.SIGINT))
+    timer.start()
+    try:
+        found = sae.tl.sweep(adata, grid, client=client, progress=False)
+    finally:
+        done.set()
+        timer.cancel()
+    assert_same(found.drop(columns="seconds"), sae.tl.sweep(expected, grid, progress=False).drop(columns="seconds"))
+
+
+def test_in_an_event_loop_dask_says_what_is_wrong(cells):
+    adata = cells()
+    adata.obsm["X_pca"] = da.from_array(adata.obsm["X_pca"], chunks=(70, 6))
+    before = adata.uns["sae"]
+
+    async def encode():
+        async with distributed.Client(processes=False, dashboard_address=None, asynchronous=True):
+            sae.tl.encode(adata)
+
+    with pytest.raises(RuntimeError, match="asynchronous Client in a synchronous context"):
+        asyncio.run(encode())
+    assert adata.uns["sae"] is before

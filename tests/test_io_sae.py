@@ -191,6 +191,7 @@ def test_all_kinds_of_settings_and_columns(fitted, compare, tmp_path):
     n = stored["params"]["n_features"]
     stored["features"] = pd.DataFrame(
         {
+            **dict.fromkeys(("n_cells", "density", "mean", "max", "dead"), np.zeros(n)),
             "floats": np.where(np.arange(n) % 2, np.nan, np.linspace(-1, 1e300, n)),
             "singles": np.linspace(0, 1, n, dtype=np.float32),
             "bytes": np.arange(n, dtype=np.uint8),
@@ -236,9 +237,7 @@ def test_others_can_read_it(encoded, tmp_path):
 
 
 def odd_column(adata):
-    adata.uns["sae"]["features"] = pd.DataFrame(
-        {"when": pd.Timestamp("2020-01-01")}, index=[f"sae_{i}" for i in range(32)]
-    )
+    adata.uns["sae"]["features"]["when"] = pd.Timestamp("2020-01-01")
 
 
 UNWRITABLE = {

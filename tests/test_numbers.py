@@ -337,7 +337,7 @@ def _digest(found: Any) -> str:
 
 
 def test_number_of_threads():
-    """Every verb, in processes of one, two and three threads: equal to the last bit."""
+    """Every verb, in processes of one and of three threads: equal to the last bit."""
     code = (
         "import importlib.util, scanpy; scanpy.settings.verbosity = 0\n"
         f"spec = importlib.util.spec_from_file_location('numbers_', {__file__!r})\n"
@@ -345,7 +345,7 @@ def test_number_of_threads():
         "spec.loader.exec_module(module); print(module.digests())"
     )
     found = {}
-    for n in ("1", "2", "3"):
+    for n in ("1", "3"):
         threads = {f"{name}_NUM_THREADS": n for name in ("OMP", "OPENBLAS", "MKL", "NUMBA")}
         done = subprocess.run(
             [sys.executable, "-c", code],
@@ -357,8 +357,7 @@ def test_number_of_threads():
         )
         found[n] = done.stdout.splitlines()
     assert len(found["1"]) == len(VERBS) + 1
-    for n in ("2", "3"):
-        assert found[n] == found["1"], n
+    assert found["3"] == found["1"]
 
 
 def test_every_tolerance_is_of_a_verb():

@@ -13,7 +13,9 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from ._data import Holder, Representation, columns_in_order, is_mudata, listing, recomputed, representation
+from ._data import Holder, Representation, columns_in_order, is_mudata, listing, readable, recomputed, representation
+from ._integrity import SCHEMA_VERSION as SCHEMA_VERSION
+from ._integrity import STATISTICS, check_stored, check_values
 from ._lazy import OnDemand, loaded
 from .core.architectures import ARCHITECTURES
 from .core.autoencoder import Autoencoder
@@ -23,9 +25,7 @@ from .core.pareto import pareto
 from .core.preprocess import directions as decoder_directions
 from .core.rows import Matrix, on_disk, take_rows
 
-SCHEMA_VERSION = 1
 WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
-STATISTICS = ("n_cells", "density", "mean", "max", "dead")
 GENES = ("feature", "gene", "score", "log2fc", "pval", "padj")
 ENRICHMENT = (
     "feature", "collection", "gene_set", "direction", "overlap", "size", "score", "pval", "padj", "padj_all", "fdr",
@@ -55,7 +55,7 @@ STEERING = {
 """The tables of `tl.steer`; `modality` is dropped where a model knows only one."""
 MADE_BY = {
     "genes": "rank_genes", "enrichment": "enrich", "labels": "score_labels", "label_summary": "score_labels",
-    "features": "encode", "steering": "steer", "ablation": "ablate",
+    "features": "encode", "encoded": "encode", "steering": "steer", "ablation": "ablate",
     "perturbation": "perturbation", "metrics": "evaluate", "stability": "stability",
     "feature_map": "feature_map",
 }  # fmt: skip
@@ -175,18 +175,14 @@ def read(held: Holder, key: str) -> Mapping[str, Any]:
         raise KeyError(
             f"{held.where}.uns has no SAE {key!r} ({there}). Run sae.tl.fit(..., key_added={key!r}) first.{hint}"
         )
-    stored = OnDemand(uns[key])
-    if stored["schema_version"] > SCHEMA_VERSION:
-        raise ValueError(
-            f"{held.where}.uns[{key!r}] has the schema version {stored['schema_version']}; this version of sae reads up "
-            f"to {SCHEMA_VERSION}. Update sae."
-        )
-    return stored
+    check_stored(uns[key], f"{held.where}.uns[{key!r}]")
+    return OnDemand(uns[key])
 
 
 def model(stored: Mapping[str, Any]) -> Autoencoder:
     """Build the SAE from its stored weights."""
     weights, params = stored["weights"], stored["params"]
+    check_values(weights, "The SAE")
     return Autoencoder(
         **{name: np.asarray(weights[name]) for name in WEIGHTS},
         activation=ARCHITECTURES[params["architecture"]].activation,
@@ -197,21 +193,36 @@ def model(stored: Mapping[str, Any]) -> Autoencoder:
 
 def directions(stored: Mapping[str, Any]) -> np.ndarray:
     """Decoder rows (h, d) in the space of training, scaled to length 1; in the raw space for SAEs that were stored without it."""
-    factors = stored["weights"].get("scaling")
-    return decoder_directions(stored["weights"]["W_dec"], None if factors is None else np.asarray(factors))
+    weights = stored["weights"]
+    check_values(weights, "The SAE")
+    return decoder_directions(weights["W_dec"], weights.get("scaling"))
 
 
 def activations(held: Holder, key: str, *, stacklevel: int = 4) -> Matrix:
     """Return the activations (n, h), CSR or on disk, warning when the representation they came from has changed."""
     stored = read(held, key)
-    if key not in held.data.obsm or "features" not in stored:
+    if key not in held.data.obsm or not {"features", "encoded"} <= stored.keys():
         raise KeyError(f"{held.where}.obsm has no activations {key!r}. Run sae.tl.encode(..., key={key!r}) first.")
     warn_if_changed(held, key, stored["encoded"], stored["weights"].get("input_names", ()), stacklevel=stacklevel)
-    return _stored_activations(held.data.obsm[key])
+    return _stored_activations(held, key, stored["params"]["n_features"])
 
 
-def _stored_activations(a: Any) -> Matrix:
-    return a if on_disk(a) else sparse.csr_matrix(a)
+def _stored_activations(held: Holder, key: str, n_features: int) -> Matrix:
+    where = f"{held.where}.obsm[{key!r}]"
+    a = readable(held.data.obsm[key], where)
+    if a.shape[1] != n_features:
+        raise ValueError(
+            f"{where} has {a.shape[1]} columns; the SAE {key!r} has {n_features} features. Run sae.tl.encode again."
+        )
+    if on_disk(a):
+        return a
+    a = sparse.csr_matrix(a)
+    # The lowest one is NaN where any is.
+    if a.nnz and not (a.data.min() >= 0 and np.isfinite(a.data.max())):
+        raise ValueError(
+            f"{where} has values below 0, infinite ones or NaN, which no SAE gives. Run sae.tl.encode again."
+        )
+    return a
 
 
 def activations_in_memory(held: Holder, key: str) -> sparse.csr_matrix:
@@ -222,8 +233,8 @@ def activations_in_memory(held: Holder, key: str) -> sparse.csr_matrix:
 def latent(held: Holder, key: str) -> Representation:
     """Read the representation that the activations were computed from, with the columns in the order of the SAE."""
     stored = read(held, key)
-    names = stored["weights"].get("input_names", ())
-    found = representation(held, stored["encoded"]["use_rep"], stored["encoded"]["layer"])
+    names, encoded = stored["weights"].get("input_names", ()), result(held, key, "encoded")
+    found = representation(held, encoded["use_rep"], encoded["layer"])
     if found.matrix.shape[1] != len(stored["weights"]["W_enc"]):
         raise ValueError(
             f"{found.where} has {found.matrix.shape[1]} columns; the SAE {key!r} reads {len(stored['weights']['W_enc'])}. Was it "
@@ -258,7 +269,13 @@ def result(held: Holder, key: str, name: str) -> Any:
 
 def table(held: Holder, key: str, name: str) -> pd.DataFrame:
     """Return a copy of a stored table, or say which verb makes it."""
-    found = result(held, key, name).copy()
+    found = result(held, key, name)
+    if not isinstance(found, pd.DataFrame):
+        raise ValueError(
+            f"{held.where}.uns[{key!r}][{name!r}] is a {type(found).__name__}; expected a table. Run sae.tl."
+            f"{MADE_BY.get(name, 'fit')} again."
+        )
+    found = found.copy()
     # Tables of earlier versions lack some.
     missing = [column for column in COLUMNS.get(name, ()) if column not in found]
     return found.assign(**dict.fromkeys(missing, np.nan)) if missing else found
@@ -268,8 +285,10 @@ def features(held: Holder, key: str) -> pd.DataFrame:
     """Return the feature table, its statistics brought up to date when cells were added or removed since `encode`."""
     found = table(held, key, "features")
     a = held.data.obsm.get(key)
-    if a is not None and a.shape[0] != read(held, key)["encoded"]["n_obs"]:
-        found[list(STATISTICS)] = statistics_table(key, FeatureStatistics.of(_stored_activations(a)))
+    if a is not None and a.shape[0] != result(held, key, "encoded")["n_obs"]:
+        found[list(STATISTICS)] = statistics_table(
+            key, FeatureStatistics.of(_stored_activations(held, key, len(found)))
+        )
     return found
 
 
@@ -358,7 +377,9 @@ def tidy(columns: Mapping[str, np.ndarray], order: Sequence[str], categories: Ma
             name, np.empty(0, dtype=np.int64 if name in categories else OTHER_TYPES.get(name, np.float64))
         )
         if name in categories:
-            data[name] = pd.Categorical.from_codes(values, categories=categories[name].rename(None)).remove_unused_categories()
+            data[name] = pd.Categorical.from_codes(
+                values, categories=categories[name].rename(None)
+            ).remove_unused_categories()
         else:
             data[name] = pd.Categorical(values) if values.dtype == object else values
     return plain_index(pd.DataFrame(data))

@@ -27,8 +27,8 @@ BLOCK_VALUES = 2**20
 MOST_BLOCK_ROWS = 2**16
 LONGEST_SHORT = np.iinfo(np.int32).max
 """Activations that 32-bit row starts can count."""
-MARK = "sae_activations"
-"""Attribute that names the SAE, by which an earlier folder is known."""
+MARK, CELLS = "sae_activations", "sae_cells"
+"""Attributes that name the SAE and the cells, by which an earlier folder is known."""
 
 
 class SparseStore:
@@ -36,14 +36,26 @@ class SparseStore:
 
     Used as a context: it is written beside `path`, and :meth:`publish` puts it in place of what was there. If the
     context is left by an exception, also after that, all is as before, unless the activations are in use already.
+
+    Parameters
+    ----------
+    path
+        Of the folder.
+    key
+        Of the SAE.
+    shape
+        (n, h)
+    cells
+        Tells these cells from others. Objects may go on reading from an earlier folder, which only the same cells may replace.
     """
 
-    def __init__(self, path: str | PathLike[str], key: str, shape: tuple[int, int]):
-        self._path = _checked(path, key)
+    def __init__(self, path: str | PathLike[str], key: str, shape: tuple[int, int], cells: str | None = None):
+        self._owner = {MARK: key} if cells is None else {MARK: key, CELLS: cells}
+        self._path = _checked(path, self._owner)
         self._partial, self._earlier = (
             self._path.with_name(f"{self._path.name}.{uuid4().hex}.{what}") for what in ("partial", "earlier")
         )
-        self._key, self._shape, self._published = key, shape, False
+        self._shape, self._published = shape, False
         self._in_use: Callable[[], bool] = lambda: False
         self._starts = np.zeros(shape[0] + 1, np.int64)
         self._n_rows = 0
@@ -93,9 +105,9 @@ class SparseStore:
         n, n_stored = self._shape[0], int(self._starts[-1])
         starts = self._starts if n_stored > LONGEST_SHORT else self._starts.astype(np.int32)
         self._create("indptr", starts.dtype.type, n + 1)[:] = starts
-        _checked(self._path, self._key)
+        _checked(self._path, self._owner)
         layout: dict[str, Any] = {"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": [*self._shape]}
-        self._group.attrs.update(layout | {MARK: self._key})
+        self._group.attrs.update(layout | self._owner)
         with deferred_interrupts():
             if self._path.exists():
                 os.rename(self._path, self._earlier)
@@ -130,8 +142,8 @@ def _opened(path: Path, shape: tuple[int, int], n_stored: int) -> Matrix:
     return ad.experimental.read_elem_lazy(group, chunks=(1 << rows.bit_length() - 1, n_features))
 
 
-def _checked(path: str | PathLike[str], key: str) -> Path:
-    """Return where to write, or say why not; what is no earlier folder of this SAE is never touched."""
+def _checked(path: str | PathLike[str], owner: dict[str, str]) -> Path:
+    """Return where to write, or say why not; what is no earlier folder of this SAE and these cells is never touched."""
     if not isinstance(path, str | PathLike):
         raise TypeError(f"out={path!r} is a {type(path).__name__}; expected the path of a folder.")
     if importlib.util.find_spec("dask") is None or importlib.util.find_spec("zarr") is None:
@@ -146,24 +158,25 @@ def _checked(path: str | PathLike[str], key: str) -> Path:
         )
     if not found.exists():
         return found
-    owner = _owner(found)
-    if owner is None:
+    earlier = _owner(found)
+    if MARK not in earlier:
         raise FileExistsError(
             f"out={os.fspath(path)!r} exists and was not written by sae.tl.encode; it would be overwritten. Choose another "
             "path, or remove it first."
         )
-    if owner != key:
+    if any(earlier.get(name, value) != value for name, value in owner.items()):
+        whose = f"the SAE {earlier[MARK]!r}" if earlier[MARK] != owner[MARK] else "other cells"
         raise FileExistsError(
-            f"out={os.fspath(path)!r} holds the activations of the SAE {owner!r}, and would be overwritten by those of "
-            f"{key!r}. Choose another path, or remove it first."
+            f"out={os.fspath(path)!r} holds the activations of {whose}, and would be overwritten by those of "
+            f"{owner[MARK]!r} in these cells. Choose another path, or remove it first."
         )
     return found
 
 
-def _owner(path: Path) -> str | None:
-    """Return the SAE whose activations a folder holds; None where it holds something else."""
+def _owner(path: Path) -> dict[str, str]:
+    """Return whose activations a folder holds; nothing where it holds something else."""
     try:
         attributes = json.loads((path / ".zattrs").read_text())
     except (OSError, ValueError):
-        return None
-    return attributes.get(MARK) if isinstance(attributes, dict) else None
+        return {}
+    return {name: attributes[name] for name in (MARK, CELLS) if name in attributes} if isinstance(attributes, dict) else {}

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -79,7 +79,6 @@ def test_unmoved_cells_are_not_decoded(setting):
     assert asked == [np.count_nonzero(steps[1].activation)]
 
 
-@settings(deadline=None)
 @given(st.integers(2, 30), st.integers(0, 2**32 - 1))
 def test_paired_test_against_scipy(n, seed):
     rng = np.random.default_rng(seed)

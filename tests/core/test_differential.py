@@ -4,7 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_np
 from scipy import sparse, stats
@@ -322,7 +322,6 @@ def degenerate(draw):
 
 
 @each_layout
-@settings(deadline=None)
 @given(cells=degenerate())
 def test_any_values_are_tested_as_by_scipy(layout, cells):
     members, x = cells
@@ -346,7 +345,6 @@ def test_any_values_are_tested_as_by_scipy(layout, cells):
 
 
 @each_layout
-@settings(deadline=None)
 @given(exponent=st.floats(0, 4), seed=st.integers(0, 99), difference=st.floats(0, 10))
 def test_mean_above_the_spread_keeps_six_digits(layout, exponent, seed, difference):
     a, level = activity(), 10**exponent
@@ -382,7 +380,6 @@ def test_log_p_keeps_the_order_of_genes_where_p_is_zero(layout):
     np.testing.assert_allclose(found.log_pval[0], log_two_sided(expected.statistic, expected.df), rtol=1e-8)
 
 
-@settings(deadline=None)
 @given(x=st_np.arrays(np.float64, shapes, elements=st.integers(0, 12).map(lambda i: i / 4)), data=st.data())
 def test_dense_and_csr_give_equal_results(x, data):
     n_active = data.draw(st.integers(2, len(x) - 2))

@@ -21,7 +21,6 @@ def rows(most, n_chromosomes=3, length=40):
 
 
 @given(rows(25), rows(25))
-@settings(deadline=None)
 def test_overlaps_are_those_of_two_loops(a, b):
     a, b = intervals(a), intervals(b)
     expected = [
@@ -70,7 +69,7 @@ def two_loops(peaks, genes, strand, names, upstream, downstream, max_distance):
     st.lists(st.integers(0, 5), min_size=10, max_size=10),
     st.tuples(st.integers(0, 30), st.integers(0, 10), st.sampled_from([0, 1, 15, 80])),
 )
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_near_genes_are_those_of_two_loops(peaks, genes, strand, names, reach):
     peaks, genes = intervals(peaks), intervals(genes)
     strand, names = np.array(strand)[: len(genes.start)], np.array(names)[: len(genes.start)]

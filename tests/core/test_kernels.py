@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sae.core import kernels
@@ -88,7 +88,6 @@ def pre_activations(draw):
 
 
 @each_kind
-@settings(deadline=None)
 @given(drawn=pre_activations(), ratio=st.sampled_from([0.0, 0.1, 0.5, 0.75, 1.0, 50.0]), seed=st.integers(0, 100))
 def test_select_top_is_a_stable_sort_whatever_the_search_starts_from(kind, drawn, ratio, seed):
     pre, k = drawn
@@ -144,7 +143,6 @@ def numbers_above(draw):
     return np.array(values, np.int32), floor, draw(st.integers(1, len(values)))
 
 
-@settings(deadline=None)
 @given(numbers_above())
 def test_cut_leaves_k_above_it_or_says_how_many_of_the_equal_ones_to_add(drawn):
     values, floor, k = drawn
@@ -154,7 +152,6 @@ def test_cut_leaves_k_above_it_or_says_how_many_of_the_equal_ones_to_add(drawn):
 
 
 @each_kind
-@settings(deadline=None)
 @given(drawn=pre_activations(), floor=st.sampled_from([0.0, 0.25, 0.3, 2.0]))
 def test_select_above_is_a_comparison(kind, drawn, floor):
     pre, _ = drawn
@@ -186,7 +183,6 @@ def test_select_over_compares_each_feature_with_its_own_threshold(h):
     assert_same_lists(listed(starts, columns, values), expected)
 
 
-@settings(deadline=None)
 @given(drawn=pre_activations(), cut=st.sampled_from([0.25, 0.3, 2.0]))
 def test_keep_above_is_to_select_above(drawn, cut):
     pre, _ = drawn

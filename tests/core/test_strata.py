@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_np
 from scipy import sparse, stats
@@ -411,7 +411,6 @@ def test_bad_limits(method, limits, message):
 shapes = st.tuples(st.integers(8, 30), st.integers(1, 5))
 
 
-@settings(deadline=None)
 @given(x=st_np.arrays(np.float64, shapes, elements=st.integers(0, 8).map(lambda i: i / 4)), data=st.data())
 def test_degenerate_input_agrees_with_the_formulas(x, data):
     """Ties, constant genes, strata with hardly a cell."""

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 from anndata.io import sparse_dataset, write_elem
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_np
 from scipy import sparse, special, stats
@@ -366,7 +366,6 @@ def test_p_values_are_uniform_where_there_is_no_difference(n_active):
 shapes = st.tuples(st.integers(2, 25), st.integers(1, 6))
 
 
-@settings(deadline=None)
 @given(x=st_np.arrays(np.float64, shapes, elements=st.integers(-3, 9).map(lambda i: i / 4)), data=st.data())
 def test_any_ties_are_those_of_scipy_in_every_layout(x, data):
     n_active = data.draw(st.integers(1, len(x) - 1))
@@ -419,7 +418,6 @@ def test_rare_cells_are_those_of_a_loop(layout, expression, h):
     assert assert_as_rare(compared(a, layout(x)), plain(a, x), a, x).mean() > 0.1
 
 
-@settings(deadline=None)
 @given(x=st_np.arrays(np.float64, shapes, elements=st.integers(-9, 9).map(lambda i: max(i, 0) / 4)), data=st.data())
 def test_any_rare_cells_are_those_of_a_loop(x, data):
     x = x[:, np.ptp(x, axis=0) > 0]
@@ -624,7 +622,6 @@ def test_codes_are_of_all_cells():
         list(wilcoxon(active_groups(sparse.csr_matrix(activity())), counts(), np.zeros(49), min_cells=1))
 
 
-@settings(deadline=None)
 @given(x=st_np.arrays(np.float64, shapes, elements=st.integers(-3, 9).map(lambda i: i / 4)), data=st.data())
 def test_any_ties_in_any_strata_are_those_of_a_loop(x, data):
     n = len(x)

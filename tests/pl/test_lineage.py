@@ -77,7 +77,8 @@ def test_labels_do_not_overlap(archived, n, angle):
     assert len(ticks) == n and {tick.get_rotation() for tick in ticks} == {angle}
     if angle != 45:
         boxes = [tick.get_window_extent() for tick in ticks]
-        assert all(left.x1 <= right.x0 for left, right in zip(boxes, boxes[1:], strict=False))
+        # Extents are rounded to whole pixels, by matplotlib 3.10 to one more.
+        assert all(left.x1 < right.x0 + 1 for left, right in zip(boxes, boxes[1:], strict=False))
     tight = ax.figure.get_tightbbox()
     assert tight.x0 > -0.02 and tight.x1 < ax.figure.get_size_inches()[0] + 0.02, "nothing is cut off"
 

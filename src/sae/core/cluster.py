@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from scipy import sparse
 
-from .rows import PIECE_BYTES, Matrix, is_dask, row_bytes, take_rows
+from .rows import PIECE_BYTES, Matrix, asked_in_turn, is_dask, row_bytes, take_rows
 
 SPARSE_SHARE = 4
 """Of a sparse array as many rows are taken at a time as have this many times the bytes, were they dense."""
@@ -21,9 +21,12 @@ Value = TypeVar("Value")
 
 
 def cluster_of(*matrices: Matrix) -> Any:
-    """Return the `distributed.Client` that dask arrays among the matrices are computed on; None where there is none."""
+    """Return the `distributed.Client` that dask arrays among the matrices are computed on; None where there is none.
+
+    A verb that itself runs as a task of a cluster divides its work no further: its tasks could wait for the place that it takes.
+    """
     distributed = sys.modules.get("distributed")
-    if distributed is None or not any(map(is_dask, matrices)):
+    if distributed is None or not any(map(is_dask, matrices)) or asked_in_turn():
         return None
     try:
         return distributed.get_client()

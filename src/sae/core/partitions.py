@@ -106,7 +106,7 @@ def side_by_side(matrices: Sequence[Matrix], size: int) -> Iterator[tuple[slice,
 
 
 def _some_rows(x: Matrix, positions: np.ndarray) -> Matrix:
-    if x.ndim == 1 if isinstance(x, np.ndarray) else False:
+    if isinstance(x, np.ndarray) and x.ndim == 1:
         return x[positions]
     return Rows(x.matrix, x.positions[positions]) if isinstance(x, Rows) else Rows(x, positions)
 

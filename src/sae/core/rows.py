@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -161,7 +162,29 @@ def _stored_per_row(x: Any) -> float:
 
 def reads_ahead(x: Matrix) -> bool:
     """Tell whether another thread may read rows: not of a model's predictions, whose code is the user's."""
-    return type(_stored(x)).__module__.partition(".")[0] in ("h5py", "zarr", "dask", "anndata")
+    x = _stored(x)
+    return type(x).__module__.partition(".")[0] in ("h5py", "zarr", "dask", "anndata") and not (
+        is_dask(x) and asked_in_turn()
+    )
+
+
+def asked_in_turn() -> bool:
+    """Tell whether dask must be asked by this thread itself: in a task of a cluster, or in an event loop.
+
+    A task that waits makes room for what it waits for, unless it waits for another thread. In the event loop of an asynchronous
+    client dask refuses to compute, but another thread would wait for the loop, which waits for it.
+    """
+    distributed = sys.modules.get("distributed")
+    if distributed is None:
+        return False
+    try:
+        distributed.get_worker()
+    except ValueError:
+        try:
+            return bool(distributed.get_client().asynchronous)
+        except ValueError:
+            return False
+    return True
 
 
 def dense_rows(x: Matrix, rows: slice | np.ndarray) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 
 from .. import _schema
 from .._data import Data, Holder, holder, listing
-from ..core.architectures import ARCHITECTURES
+from .._integrity import check_params, check_shapes, check_values
 from ..core.untrusted import AGAIN, MOST_JSON_BYTES, MOST_TENSOR_BYTES, as_json, content, strict_json, tensors
 from ._folder import checked_place, write_folder
 from ._plain import from_params, from_table, to_params, to_table
@@ -26,19 +25,6 @@ FILES = (DOCUMENT, WEIGHTS_FILE)
 FIELDS = {
     "format", "format_version", "schema_version", "params", "input_names", "history", "features", "weights", "sha256",
 }  # fmt: skip
-NEEDED: dict[str, tuple[type, ...]] = {
-    "architecture": (str,),
-    "n_features": (int,),
-    "n_obs": (int,),
-    "variance": (float,),
-    "fvu": (float,),
-    "val_fvu": (float,),
-    "use_rep": (str, type(None)),
-    "layer": (str, type(None)),
-    "fingerprint": (str,),
-    "version": (str,),
-}
-"""Settings that verbs count on, and their types."""
 
 
 def write(
@@ -272,51 +258,10 @@ def _names(names: object, where: str) -> np.ndarray:
 
 
 def check(weights: Mapping[str, np.ndarray], names: np.ndarray | None, params: Mapping[str, Any], where: str) -> None:
-    """Check that weights and settings are those of one SAE."""
-    for name, types in NEEDED.items():
-        if name not in params or not isinstance(params[name], types) or isinstance(params[name], bool):
-            found = repr(params[name])[:50] if name in params else "none"
-            expected = " or ".join(kind.__name__ for kind in types)
-            raise ValueError(f"{where} has as {name} {found}; expected {expected}.")
-    architecture, h = params["architecture"], params["n_features"]
-    if architecture not in ARCHITECTURES:
-        raise ValueError(f"{where} has the architecture {architecture[:50]!r}; known are {listing(ARCHITECTURES)}.")
-    if "W_enc" not in weights or weights["W_enc"].ndim != 2:
-        raise ValueError(f"{where} has no matrix 'W_enc'; it has {listing(weights)}.")
-    d = weights["W_enc"].shape[0]
-    shapes = {"W_enc": (d, h), "b_enc": (h,), "W_dec": (h, d), "b_dec": (d,)}
-    if ARCHITECTURES[architecture].activation == "threshold":
-        shapes["threshold"] = (h,)
-    if "scaling" in weights:
-        shapes["scaling"] = (d, d)[: weights["scaling"].ndim]
-    if set(weights) != set(shapes):
-        raise ValueError(f"{where} has the weights {listing(sorted(weights))}; expected {listing(sorted(shapes))}.")
-    for name, shape in shapes.items():
-        _check_weight(name, weights[name], shape, where)
-    if d == 0 or h == 0:
-        raise ValueError(f"{where} has an SAE of {h} features of {d} inputs.")
-    if "threshold" in weights and weights["threshold"].min() < 0:
-        raise ValueError(f"{where} has thresholds below 0.")
-    if names is not None and len(names) != d:
-        raise ValueError(f"{where} has {len(names)} names of inputs; the SAE reads {d}.")
-    _check_settings(params, h, where)
-
-
-def _check_weight(name: str, values: np.ndarray, shape: tuple[int, ...], where: str) -> None:
-    if values.shape != shape or values.ndim == 0:
-        raise ValueError(f"{where} has {name!r} of the shape {values.shape}; expected {shape}.")
-    if values.dtype != np.float32:
-        raise ValueError(f"{where} has {name!r} of the type {values.dtype}; expected float32.")
-    if n := int(np.count_nonzero(~np.isfinite(values))):
-        raise ValueError(f"{where} has {n} NaN or infinite values in {name!r}: the SAE is of no use. Train it again.")
-
-
-def _check_settings(params: Mapping[str, Any], h: int, where: str) -> None:
-    k = params.get("k")
-    if ARCHITECTURES[params["architecture"]].activation == "topk" and k is None:
-        raise ValueError(f"{where} has a {params['architecture']} SAE without k.")
-    if k is not None and (type(k) is not int or not 1 <= k <= h):
-        raise ValueError(f"{where} has as k {str(k)[:50]}; expected a number of features up to {h}.")
-    # NaN where it is not known, of an SAE of others.
-    if params["variance"] <= 0 or math.isinf(params["variance"]):
-        raise ValueError(f"{where} has as variance {params['variance']}; expected a number above 0.")
+    """Check that weights and settings are those of one SAE, in single precision."""
+    check_params(params, where)
+    check_shapes(weights if names is None else {**weights, "input_names": names}, params, where)
+    for name, values in weights.items():
+        if values.dtype != np.float32:
+            raise ValueError(f"{where} has {name!r} of the type {values.dtype}; expected float32.")
+    check_values(weights, where)

@@ -53,12 +53,12 @@ def encode(
         The modality that holds the SAE and its representation.
     out
         A folder to write the activations to, block by block, where they are too large for memory: ten million cells with
-        32 active features take 2.6 GB. It must not exist yet, or be of an earlier call for the same `key`; that one is
-        replaced when the new one is complete. `obsm[key]` is then a dask array that reads from the folder when it is
-        used, in subsets and copies of the object too; files that the object is written to get the values. So the folder
-        must stay where it is, and copies of the object that still refer to the earlier activations read the new ones
-        once it is replaced. The folder is Zarr, in the layout of anndata's sparse matrices:
-        `anndata.io.read_elem(zarr.open_group(out))` loads it. Needs dask: `pip install "scsae[dask]"`.
+        32 active features take 2.6 GB. It must not exist yet, or be of an earlier call for the same `key` and cells; that
+        one is replaced when the new one is complete. `obsm[key]` is then a dask array that reads from the folder when it
+        is used, in subsets and copies of the object too; files that the object is written to get the values. So the
+        folder must stay where it is, no object may be written over it (anndata empties a folder that it writes to), and
+        copies of the object that still refer to the earlier activations read the new ones once it is replaced. The folder
+        is Zarr, in the layout of anndata's sparse matrices: `anndata.io.read_elem(zarr.open_group(out))` loads it. Needs dask: `pip install "scsae[dask]"`.
     progress
         Show a progress bar when it takes more than a second.
 
@@ -77,7 +77,7 @@ def encode(
         The representation has another width than the SAE reads, lacks columns by name, or has values that are NaN, infinite or
         above 3.4e38.
     FileExistsError
-        `out` is something else than activations of this SAE; it is left alone.
+        `out` is something else than activations of this SAE in these cells; it is left alone.
     FileNotFoundError
         The folder that `out` is to be in does not exist.
     ImportError
@@ -130,8 +130,9 @@ def encode(
         _schema.warn_if_changed(held, key, params, stored["weights"].get("input_names", ()), stacklevel=3)
 
     start = logg.info(f"encoding {found.where} with {key!r}")
-    n = x.shape[0]
-    with nullcontext() if out is None else SparseStore(out, key, (n, model.n_features)) as store:
+    n, cells = x.shape[0], fingerprint(held, x)
+    names = cells.partition("-")[0]
+    with nullcontext() if out is None else SparseStore(out, key, (n, model.n_features), f"{n} {names}") as store:
         with progress_bar(n, "encode", "cell", shown=progress) as bar:
             activations, squared_error, statistics = _encoded(model, x, store, bar.update)
         fvu = float(np.mean(squared_error) / params["variance"]) if n else float("nan")
@@ -155,7 +156,7 @@ def encode(
             "n_obs": n,
             "fvu": fvu,
             "l0": int(statistics.n_cells.sum()) / max(n, 1),
-            "fingerprint": fingerprint(held, x),
+            "fingerprint": cells,
         }
         if store is not None:
             activations = store.publish(lambda published: held.data.obsm.get(key) is published)
