@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -150,6 +151,8 @@ def run(path: Path, n_cells: int, weights: Path, *, fitted: bool) -> dict[str, A
         measure("fit", sae.tl.fit, adata, n_features=N_FEATURES, progress=False)
         sae.io.write(adata, weights, overwrite=True)
     activations = path.parent / f"activations{'_cluster' if fitted else ''}.zarr"
+    # Those of another number of cells are not replaced.
+    shutil.rmtree(activations, ignore_errors=True)
     measure("encode", sae.tl.encode, adata, out=activations, progress=False)
     measure("rank_genes", sae.tl.rank_genes, adata, progress=False)
     features, genes = sae.get.features(adata), sae.get.genes(adata)

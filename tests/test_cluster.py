@@ -295,7 +295,9 @@ def ranked(adata, place):
 
 def test_a_verb_in_a_task_waits_for_no_place_of_its_own(client, cells):
     """As many of them as there are threads: what they hand to the cluster would never have its turn."""
-    expected, *found = (client.submit(ranked, cells(), place, pure=False) for place in (sparse.csr_matrix, *2 * [in_csr_chunks]))
+    expected, *found = (
+        client.submit(ranked, cells(), place, pure=False) for place in (sparse.csr_matrix, *2 * [in_csr_chunks])
+    )
     for task in found:
         assert_same(task.result(timeout=60), expected.result(timeout=60))
 
@@ -316,13 +318,13 @@ def test_a_sweep_on_the_cluster_reads_a_dask_array(client, cells):
     assert_same(found.drop(columns="seconds"), sae.tl.sweep(expected, grid, progress=False).drop(columns="seconds"))
 
 
-def test_in_an_event_loop_dask_says_what_is_wrong(cells):
+def test_in_an_event_loop_dask_says_what_is_wrong(client, cells):
     adata = cells()
     adata.obsm["X_pca"] = da.from_array(adata.obsm["X_pca"], chunks=(70, 6))
     before = adata.uns["sae"]
 
     async def encode():
-        async with distributed.Client(processes=False, dashboard_address=None, asynchronous=True):
+        async with distributed.Client(client.scheduler.address, asynchronous=True):
             sae.tl.encode(adata)
 
     with pytest.raises(RuntimeError, match="asynchronous Client in a synchronous context"):

@@ -352,3 +352,14 @@ def test_nets_of_anything(net, min_size, tmp_path, monkeypatch):
 
 def test_missing_genes_of_a_dict_are_none():
     assert read_net({"s": [None, "g1", float("nan"), pd.NA]})["target"].tolist() == ["g1"]
+
+
+def test_a_pipe_is_refused(tmp_path):
+    """Without a writer, it would be waited for without end."""
+    import os
+
+    from sae._genesets import read_gmt
+
+    os.mkfifo(tmp_path / "sets.gmt")
+    with pytest.raises(ValueError, match="cannot be read as a file: it is a pipe"):
+        read_gmt(tmp_path / "sets.gmt")

@@ -360,3 +360,12 @@ def test_memory_does_not_grow_with_what_is_on_disk(tmp_path):
     assert ran.returncode == 0, ran.stderr
 
     assert int(ran.stdout.split()[-1]) < 110_000_000
+
+
+def test_a_dask_array_of_unknown_size_is_refused(cells):
+    da = pytest.importorskip("dask.array")
+    adata = cells("dense")
+    x = da.from_array(adata.obsm["X_pca"], chunks=(100, -1))
+    adata.obsm["X_new"] = x[:, (x[0] > -np.inf)]
+    with pytest.raises(ValueError, match=r"size is not known: \(300, nan\). Call compute_chunk_sizes"):
+        sae.tl.fit(adata, "X_new", n_features=8, steps=5)

@@ -18,7 +18,8 @@ H = 23
 
 
 def drawn(n=1000, density=0.2, seed=0):
-    return sparse.random(n, H, density, format="csr", dtype=np.float32, rng=np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    return sparse.csr_matrix((rng.random((n, H)) * (rng.random((n, H)) < density)).astype(np.float32))
 
 
 def written(path, a, *, key="sae", block=64):

@@ -131,6 +131,10 @@ def _checked(matrix: Any, where: str, names: np.ndarray | None) -> Representatio
 def readable(matrix: Any, where: str) -> Matrix:
     """Check that a matrix is cells × columns of numbers and gives rows; a sparse one in memory is returned as CSR."""
     matrix = matrix if _read_by_rows(matrix) else in_memory(matrix, where)
+    if any(size != size for size in matrix.shape):
+        raise ValueError(
+            f"{where} is a dask array whose size is not known: {matrix.shape}. Call compute_chunk_sizes() on it first."
+        )
     if len(matrix.shape) != 2 or matrix.shape[1] == 0:
         raise ValueError(f"{where} has the shape {matrix.shape}; expected cells × at least one column.")
     if matrix.dtype.kind not in "biuf":

@@ -122,6 +122,9 @@ def _weights(net: pd.DataFrame) -> pd.Series:
 def open_text(path: str | Path) -> Iterator[Iterator[str]]:
     """Give the lines of a text file, plain or gzipped; which of the two its first bytes tell, whatever its name."""
     try:
+        if Path(path).is_fifo():
+            # It can be read once only, and without a writer never.
+            raise OSError("it is a pipe")
         with Path(path).open("rb") as file:
             packed = file.read(2) == b"\x1f\x8b"
         opened: IO[str] = (

@@ -179,4 +179,6 @@ def _owner(path: Path) -> dict[str, str]:
         attributes = json.loads((path / ".zattrs").read_text())
     except (OSError, ValueError):
         return {}
-    return {name: attributes[name] for name in (MARK, CELLS) if name in attributes} if isinstance(attributes, dict) else {}
+    if not isinstance(attributes, dict):
+        return {}
+    return {name: attributes[name] for name in (MARK, CELLS) if name in attributes}

@@ -40,7 +40,8 @@ def test_gsea_finds_a_set_at_the_top_and_one_at_the_bottom():
     members[0, first] = members[1, last] = members[2, :: N_GENES // 8] = 1
     found = gsea(x, sparse.csr_matrix(members), seed=0)
     assert found.score[0, 0] > 1.5 and found.score[0, 1] < -1.5
-    assert found.pval[0, :2].tolist() == [1 / 1001, 1 / 1001], "never 0, and permuted with the seed 0 as well"
+    # Never 0, and permuted with the seed 0 as well. decoupler 2.3 counts only permutations of the same sign.
+    assert (found.pval[0, :2] >= 1 / 1001).all() and (found.pval[0, :2] < 1 / 200).all()
     assert found.pval[0, 2] > 0.05
 
 

@@ -75,6 +75,8 @@ class Checkpoint:
         """Bring a run to the saved state; return its number of steps and its history, none where there is no file."""
         if not self.path.exists():
             return 0, []
+        if not self.path.is_file():
+            raise self._damaged(OSError("it is a folder, a device or a pipe"))
         with self.path.open("rb") as file:
             try:
                 with np.load(file, allow_pickle=False) as archive:

@@ -34,7 +34,7 @@ def gsea(values: np.ndarray, sets: sparse.csr_matrix, seed: int) -> SetScores:
     """Run GSEA: normalised enrichment scores, and p from 1,000 permutations of the genes, no smaller than 1/1,001."""
     import decoupler as dc
 
-    # decoupler takes the seed 0 for no permutation.
+    # Before 2.3, decoupler takes the seed 0 for no permutation.
     # It divides by the number of genes outside a set.
     some = np.flatnonzero(sets.getnnz(axis=1) < sets.shape[1])
     score, pval = np.zeros((len(values), sets.shape[0])), np.ones((len(values), sets.shape[0]))
