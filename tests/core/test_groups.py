@@ -134,7 +134,11 @@ def test_cells_of_each_stratum_are_counted(made, monkeypatch):
 
 
 @each_group
-@pytest.mark.parametrize("stored", [sparse.csr_matrix, by_rows, lambda a: Rows(a, np.arange(len(a)))], ids=str)
+@pytest.mark.parametrize(
+    "stored",
+    [sparse.csr_matrix, by_rows, lambda a: Rows(a, np.arange(len(a)))],
+    ids=["memory", "by rows", "chosen rows"],
+)
 def test_groups_in_memory_and_reordered(made, stored, monkeypatch):
     monkeypatch.setattr(moments, "CHUNK_ROWS", 17)
     a = activity()
