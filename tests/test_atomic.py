@@ -127,7 +127,9 @@ def identities(data: Any) -> dict[str, Any]:
     """The very objects that a verb must not replace by copies; for a view those it is made of."""
     if data.is_view:
         return dict(vars(data))
-    found = {f"{slot}[{name!r}]": value for slot in SLOTS for name, value in (getattr(data, slot) or {}).items()}
+    kept = {slot: getattr(data, slot) or {} for slot in SLOTS}
+    # anndata 0.13 lists X among the layers, as None.
+    found = {f"{slot}[{name!r}]": value for slot in SLOTS for name, value in kept[slot].items() if name is not None}
     found |= {f"uns[{a!r}][{b!r}]": v for a, u in data.uns.items() if isinstance(u, Mapping) for b, v in u.items()}
     found |= {slot: getattr(data, slot) for slot in ("obs", "var")}
     if isinstance(data, mudata.MuData):
