@@ -41,6 +41,9 @@ def tabled(encoded):
 
     def make(sets=None, labels=None, genes=None, modality=None):
         stored = encoded.uns["sae"]
+        weights, params = stored["weights"], stored["params"]
+        cut = {"W_enc": weights["W_enc"][:, :4]} | {name: weights[name][:4] for name in ("b_enc", "W_dec", "threshold")}
+        stored["weights"], stored["params"] = weights | cut, params | {"n_features": 4, "k": min(params["k"], 4)}
         stored["features"] = stored["features"].head(4).assign(mean=[4.0, 3.0, 2.0, 1.0])
         for name, default, rows in (("enrichment", GENE_SET, sets), ("labels", LABEL, labels), ("genes", GENE, genes)):
             if rows is not None:
