@@ -7,6 +7,7 @@ machines at once; how the cells are read makes no difference.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -19,16 +20,16 @@ from .workers import Workers, available_threads
 Sums: TypeAlias = tuple[np.ndarray, ...]
 
 
-class Summing:
+class Summing(ABC):
     """What is summed over the cells; sent to the workers of a cluster."""
 
+    @abstractmethod
     def start(self) -> Sums:
         """Return the sums over no cells."""
-        raise NotImplementedError
 
+    @abstractmethod
     def add(self, sums: Sums, workers: Workers, *parts: Any) -> None:
         """Add a chunk of cells, of which there are the same rows of each matrix; one by one, in their order."""
-        raise NotImplementedError
 
     def join(self, sums: Sums, more: Sums) -> None:
         """Add the sums of the next partition."""
