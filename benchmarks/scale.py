@@ -2,11 +2,13 @@
 
 Cells are simulated (programs that drive both a 50-dimensional embedding and 2,000 genes) and written to a Zarr store by
 chunks, once. For every number of cells a fresh process opens the first of them lazily, fits 2,048 features, encodes into
-another store and ranks genes; it reports seconds per million cells, the highest resident memory of each step, and how long
-it takes just to read the matrices once. `--cluster` repeats encoding and ranking on a local dask cluster of two
-workers, and says whether the result is the same to the last bit.
+another store, ranks genes, tests gene sets (the genes of each program) and scores labels (random ones); it reports seconds per million cells,
+the highest resident memory of each step, and how long it takes just to read the matrices once. `--cluster` repeats all but
+the fit on a local dask cluster of two workers, and says whether the result is the same to the last bit. `--figure` draws
+time and memory against the number of cells.
 
     python benchmarks/scale.py --folder FOLDER [--cells 1000000 2000000 5000000 10000000] [--cluster 1000000]
+        [--figure FILE]
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ import sae
 from sae.core.rows import pieces
 
 N_INPUTS, N_GENES, N_PROGRAMS, N_FEATURES = 50, 2_000, 200, 2_048
+N_LABELS = 20
 PART = 50_000
 """Cells that are simulated at a time."""
 VALUES = 1_000_000
@@ -42,7 +45,22 @@ ROWS = 20_000
 """Of a chunk of the stored embedding."""
 LAZY_ROWS = 65_536
 """Of a chunk of the lazy arrays."""
+NAMES = ("read the embedding", "read the genes", "fit", "encode", "rank_genes", "enrich", "score_labels")
 GB, MILLION = 2**30, 1e6
+
+
+def programs() -> tuple[sparse.csr_matrix, np.ndarray]:
+    """Draw what every program does: loadings (programs, genes), and directions (programs, 50)."""
+    rng = np.random.default_rng(0)
+    loadings = (rng.random((N_PROGRAMS, N_GENES)) < 0.02) * rng.gamma(2, 0.15, (N_PROGRAMS, N_GENES))
+    directions = rng.standard_normal((N_PROGRAMS, N_INPUTS)).astype(np.float32)
+    return sparse.csr_matrix(loadings, dtype=np.float32), directions
+
+
+def gene_sets() -> dict[str, list[str]]:
+    """Return the genes of every program."""
+    loadings, _ = programs()
+    return {f"program {i}": [f"gene{j}" for j in row.indices] for i, row in enumerate(loadings)}
 
 
 def simulate(
@@ -72,10 +90,7 @@ def simulate(
 
 def write(path: Path, n_cells: int) -> None:
     """Write the cells in the layout of anndata, except for the names of the cells, which are their numbers."""
-    rng = np.random.default_rng(0)
-    loadings = (rng.random((N_PROGRAMS, N_GENES)) < 0.02) * rng.gamma(2, 0.15, (N_PROGRAMS, N_GENES))
-    loadings = sparse.csr_matrix(loadings, dtype=np.float32)
-    directions = rng.standard_normal((N_PROGRAMS, N_INPUTS)).astype(np.float32)
+    loadings, directions = programs()
     root = zarr.open_group(path, mode="w", zarr_format=3)
     x = root.create_group("X", attributes={"encoding-type": "csr_matrix", "encoding-version": "0.1.0"})
     data, indices = (
@@ -102,7 +117,11 @@ def opened(path: Path, n_cells: int) -> ad.AnnData:
     lazy = ad.experimental.read_elem_lazy
     x = lazy(root["X"], chunks=(LAZY_ROWS, N_GENES))[:n_cells]
     embedding = lazy(root["embedding"], chunks=(LAZY_ROWS, N_INPUTS))[:n_cells]
-    obs = pd.DataFrame(index=pd.RangeIndex(n_cells).astype(str))
+    labels = np.random.default_rng(0).integers(N_LABELS, size=n_cells)
+    obs = pd.DataFrame(
+        {"label": pd.Categorical.from_codes(labels, [f"label {i}" for i in range(N_LABELS)])},
+        index=pd.RangeIndex(n_cells).astype(str),
+    )
     return ad.AnnData(x, obs, pd.DataFrame(index=[f"gene{i}" for i in range(N_GENES)]), obsm={"X_pca": embedding})
 
 
@@ -145,6 +164,8 @@ def run(path: Path, n_cells: int, weights: Path, *, fitted: bool) -> dict[str, A
         sae.tl.fit(warm, n_features=64, steps=20, progress=False)
         sae.tl.encode(warm, progress=False)
         sae.tl.rank_genes(warm, progress=False)
+        sae.tl.enrich(warm, gene_sets(), progress=False)
+        sae.tl.score_labels(warm, "label", progress=False)
         measure("warm-up", lambda: None)
         measure("read the embedding", read, adata.obsm["X_pca"])
         measure("read the genes", read, adata.X)
@@ -155,16 +176,18 @@ def run(path: Path, n_cells: int, weights: Path, *, fitted: bool) -> dict[str, A
     shutil.rmtree(activations, ignore_errors=True)
     measure("encode", sae.tl.encode, adata, out=activations, progress=False)
     measure("rank_genes", sae.tl.rank_genes, adata, progress=False)
+    measure("enrich", sae.tl.enrich, adata, gene_sets(), progress=False)
+    measure("score_labels", sae.tl.score_labels, adata, "label", progress=False)
     features, genes = sae.get.features(adata), sae.get.genes(adata)
+    sets, labels = sae.get.enrichment(adata), sae.get.labels(adata)
     stored = zarr.open_group(activations, mode="r")
     whole = digest(*(stored[name][:1_000_000] for name in ("data", "indices", "indptr")))
     stored_bytes = sum(stored[name].nbytes for name in ("data", "indices", "indptr"))
     params = adata.uns["sae"]["params"]
     return found | {
-        "result": digest(features.drop(columns="genes_status"), genes) + whole,
+        "result": digest(features.drop(columns="genes_status"), genes, sets, labels) + whole,
         "l0": adata.uns["sae"]["encoded"]["l0"],
         "fvu": adata.uns["sae"]["encoded"]["fvu"],
-        "tested": int((features["genes_status"] == "tested").sum()),
         "gigabytes": stored_bytes / GB,
         "k": params["k"],
         "steps": params["steps"],
@@ -186,6 +209,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="for the cells, which are kept, and the activations")
     parser.add_argument("--cells", type=int, nargs="+", default=[1_000_000, 2_000_000, 5_000_000, 10_000_000])
     parser.add_argument("--cluster", type=int, nargs="*", default=[1_000_000])
+    parser.add_argument("--figure", type=Path, help="of the curves, a PNG")
     parser.add_argument("--child", type=int)
     parser.add_argument("--on-cluster", action="store_true")
     arguments = parser.parse_args()
@@ -214,17 +238,13 @@ def main() -> None:
         f"{n_stored:,} cells × {N_INPUTS} and × {N_GENES:,} genes, {values / n_stored:.0f} of them not zero: "
         f"{stored:.1f} GB on disk, {8 * values / GB:.1f} GB as CSR, {4 * n_stored * N_GENES / GB:.0f} GB dense\n"
     )
-    names = ("read the embedding", "read the genes", "fit", "encode", "rank_genes")
-    print(
-        "| cells | "
-        + " | ".join(f"{name}, s per million (peak GB)" for name in names)
-        + " | L0 | FVU | activations, GB |"
-    )
-    print("|---" * (len(names) + 4) + "|")
-    results = {}
+    print("Seconds per million cells (peak memory, GB):\n")
+    print(f"| cells | {' | '.join(NAMES)} | L0 | FVU | activations, GB |")
+    print("|---" * (len(NAMES) + 4) + "|")
+    results: dict[int, dict[str, Any]] = {}
     for n in sorted(arguments.cells):
         found = results[n] = child(arguments, n, cluster=False)
-        cells = [f"{found[name]['seconds'] / n * MILLION:.1f} ({found[name]['peak']:.2f})" for name in names]
+        cells = [f"{found[name]['seconds'] / n * MILLION:.1f} ({found[name]['peak']:.2f})" for name in NAMES]
         print(
             f"| {n:,} | {' | '.join(cells)} | {found['l0']:.1f} | {found['fvu']:.3f} | {found['gigabytes']:.2f} |",
             flush=True,
@@ -232,7 +252,7 @@ def main() -> None:
         if n in arguments.cluster:
             again = child(arguments, n, cluster=True)
             cells = ["", "", ""] + [
-                f"{again[name]['seconds'] / n * MILLION:.1f} ({again[name]['peak']:.2f})" for name in names[3:]
+                f"{again[name]['seconds'] / n * MILLION:.1f} ({again[name]['peak']:.2f})" for name in NAMES[3:]
             ]
             same = "the same" if again["result"] == found["result"] else "ANOTHER RESULT"
             print(f"| {n:,}, two dask workers | {' | '.join(cells)} | {same} | | |", flush=True)
@@ -241,6 +261,38 @@ def main() -> None:
         f"{found['warm-up']['peak']:.2f} GB;",
         f"{found['steps']:,} steps of {found['batch_size']:,}",
     )
+    if arguments.figure:
+        draw(results, arguments.figure)
+
+
+def draw(results: dict[int, dict[str, Any]], path: Path) -> None:
+    """Draw time per million cells and the peak of memory of each step."""
+    import matplotlib as mpl
+    from matplotlib import pyplot as plt
+
+    cells = np.array(sorted(results))
+    with mpl.rc_context({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False}):
+        figure, (times, memory) = plt.subplots(1, 2, figsize=(7, 2.6), layout="constrained")
+        for name in NAMES[2:]:
+            seconds = np.array([results[n][name]["seconds"] for n in cells])
+            times.plot(cells / MILLION, seconds / cells * MILLION, marker="o", markersize=3, label=name)
+            memory.plot(cells / MILLION, [results[n][name]["peak"] for n in cells], marker="o", markersize=3)
+        memory.plot(cells / MILLION, [results[n]["imports"]["peak"] for n in cells], color="grey", linestyle=":")
+        memory.annotate(
+            "names of the cells, imports",
+            (cells[-1] / MILLION, results[int(cells[-1])]["imports"]["peak"]),
+            xytext=(0, -4),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            color="grey",
+        )
+        times.set(xlabel="million cells", ylabel="seconds per million cells", ylim=(0, None), xlim=(0, None))
+        memory.set(xlabel="million cells", ylabel="peak memory (GB)", ylim=(0, 3.2), xlim=(0, None))
+        memory.axhline(3, color="grey", linewidth=0.8)
+        figure.legend(loc="outside right center", frameon=False)
+        figure.savefig(path, dpi=200)
+        plt.close(figure)
 
 
 if __name__ == "__main__":
