@@ -8,10 +8,8 @@ import numpy as np
 import pandas as pd
 
 from .. import _schema
-from .._data import Data, Holder, holder, is_mudata, listing
-from .._design import codes as batches
-from .._expression import Expression, expression
-from .._lazy import column as read_column
+from .._data import Data, holder, listing
+from .._perturbed import PerturbedCells, Targets, perturbed_cells, targets_of
 from .._progress import progress_bar
 from ..core.rows import select_rows
 
@@ -172,8 +170,8 @@ def perturbation(
         raise ValueError(f"max_fdr={max_fdr} is not a rate above 0, up to 1.")
     held = holder(data, mod)
     a = _schema.activations_in_memory(held, key)
-    cells = _cells(held, groupby, control, batch, min_cells)
-    targets = _targets(data, held, cells, target, layer=layer, var_mod=var_mod)
+    cells = perturbed_cells(held, groupby, control, batch, min_cells)
+    targets = targets_of(data, held, cells, target, layer=layer, var_mod=var_mod)
     rng = np.random.default_rng(rng)
 
     settings: dict[str, Any] = {"n_permutations": n_permutations, "min_cells": min_cells, "max_fdr": max_fdr}
@@ -216,16 +214,6 @@ def perturbation(
 
 
 @dataclass(frozen=True)
-class _Cells:
-    """Perturbations, and which of them each cell has: i + 1 for the i-th, 0 for a control, −1 for a cell without a label."""
-
-    names: pd.Index
-    codes: np.ndarray
-    strata: np.ndarray
-    where: str
-
-
-@dataclass(frozen=True)
 class _Compared:
     """One perturbation compared with its controls; without a response it was skipped."""
 
@@ -234,107 +222,9 @@ class _Compared:
     n_control: int
 
 
-@dataclass(frozen=True)
-class _Targets:
-    """Expression, the rows of the holder that have it, and the positions of the targets of each perturbation."""
-
-    expressed: Expression
-    rows: np.ndarray | slice
-    genes: list[np.ndarray]
-
-
-def _cells(held: Holder, groupby: str, control: object, batch: str | None, min_cells: int) -> _Cells:
-    """Read which perturbation and which batch each cell has."""
-    obs, where = held.data.obs, f"{held.where}.obs[{groupby!r}]"
-    if groupby not in obs.columns:
-        raise KeyError(f"{held.where}.obs has no column {groupby!r}; it has {listing(obs.columns)}.")
-    column = read_column(obs, groupby)
-    if pd.api.types.is_float_dtype(column):
-        raise ValueError(f"{where} is continuous ({column.dtype}). Pass a column of perturbations as groupby=.")
-    labels = pd.Categorical(column).remove_unused_categories()
-    names = labels.categories.astype(str)
-    if not names.is_unique:
-        raise ValueError(f"{where} has labels that read the same as text ({listing(names)}). Rename them.")
-    several = isinstance(control, list | tuple | set | np.ndarray | pd.Index | pd.Series)
-    controls = pd.Index(list(control) if several else [control]).astype(str)  # type: ignore[call-overload]
-    unknown = controls[~controls.isin(names)]
-    if len(unknown) or controls.empty:
-        raise ValueError(
-            f"{where} has no cells of the control {listing(unknown)}; it has {listing(names, 40)}. Pass one or several of these "
-            "as control=."
-        )
-    is_control = names.isin(controls)
-    if is_control.all():
-        raise ValueError(f"{where} has only the control {listing(names)}; a perturbation is needed as well.")
-    codes = np.append(np.where(is_control, 0, np.cumsum(~is_control)), -1)[labels.codes]
-    n_control = int((codes == 0).sum())
-    if n_control < min_cells:
-        raise ValueError(
-            f"{where} has {n_control} control cells ({listing(controls)}); min_cells={min_cells} are needed."
-        )
-    strata = np.zeros(len(codes), dtype=np.int64)
-    if batch is not None:
-        labelled = np.flatnonzero(codes >= 0)
-        strata[labelled] = batches(held, batch, labelled, "batch")
-    return _Cells(names[~is_control], codes, strata, where)
-
-
-def _targets(
-    data: Data,
-    held: Holder,
-    cells: _Cells,
-    target: Mapping[str, str | Sequence[str]] | str | None,
-    *,
-    layer: str | None,
-    var_mod: str | None,
-) -> _Targets | None:
-    """Find the targets among the genes; None where none was asked for, and none goes by its name."""
-    wanted = _wanted(held, cells, target)
-    if target is None and layer is None and var_mod is None:
-        if is_mudata(held.data):
-            return None
-        known = held.data.var_names if held.data.raw is None else held.data.raw.var_names
-        if not known.isin(cells.names).any():
-            return None
-    expressed, rows = expression(data, held, layer=layer, var_mod=var_mod)
-    places = [expressed.genes.get_indexer(pd.Index(genes, dtype=object)) for genes in wanted]
-    if target is not None and all((place < 0).all() for place in places):
-        asked = list(dict.fromkeys(gene for genes in wanted for gene in genes))
-        raise ValueError(
-            f"{expressed.where} has none of the targets ({listing(asked)}) among its {len(expressed.genes)} genes, such as "
-            f"{listing(expressed.genes[:3])}. Name genes as they are named there, or leave target= out."
-        )
-    return _Targets(expressed, rows, [np.unique(place[place >= 0]) for place in places])
-
-
-def _wanted(held: Holder, cells: _Cells, target: Mapping[str, str | Sequence[str]] | str | None) -> list[list[str]]:
-    """List the target genes of each perturbation."""
-    if target is None:
-        return [[name] for name in cells.names]
-    if isinstance(target, str):
-        obs = held.data.obs
-        if target not in obs.columns:
-            raise KeyError(
-                f"{held.where}.obs has no column {target!r}; it has {listing(obs.columns)}. Pass one of them as target=, or a "
-                "dict of perturbation and gene."
-            )
-        column = read_column(obs, target)
-        return [
-            list(column[cells.codes == number].dropna().astype(str).unique())
-            for number in range(1, len(cells.names) + 1)
-        ]
-    unknown = [name for name in target if str(name) not in cells.names]
-    if unknown:
-        raise KeyError(
-            f"target= names {listing(unknown)}; the perturbations of {cells.where} are {listing(cells.names)}."
-        )
-    genes = {str(name): [of] if isinstance(of, str) else list(of) for name, of in target.items()}
-    return [genes.get(name, []) for name in cells.names]
-
-
 def _compared(
     a: sparse.csr_matrix,
-    cells: _Cells,
+    cells: PerturbedCells,
     number: int,
     rng: np.random.Generator,
     *,
@@ -415,9 +305,9 @@ def _parts(tests: dict[str, np.ndarray], n: int) -> list[slice]:
 def _place_targets(
     rows: list[dict[str, Any]],
     a: sparse.csr_matrix,
-    cells: _Cells,
+    cells: PerturbedCells,
     tests: dict[str, np.ndarray],
-    targets: _Targets,
+    targets: Targets,
     features: pd.Index,
     min_cells: int,
     rng: np.random.Generator,

@@ -2,26 +2,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import sparse
 
 from .. import _schema
 from .._data import Data, Holder, holder, is_mudata, listing, modality
-from .._design import label_column
 from .._expression import log1p_base, recognised_scale
 from .._genesets import Net, match
+from .._intervention import Settings, cohort_of, steps_of
 from .._prediction import Decoder, Part
 from .._progress import progress_bar
 from .._schema import Features
+from .._steered import added_to
 from .._steering import Centres, Cohort, Place, Sets, Tables
 from ..core.controls import Measures, Sample, alike_in_activity, few_of_each, random_directions
 from ..core.neighbours import Reference
-from ..core.rows import Matrix, dense_rows, read_rows, row_blocks, select_rows
-from ..core.steering import INTERVENTIONS, Decode, Intervention, Steps, chunk_rows
+from ..core.rows import Matrix, read_rows
+from ..core.steering import Decode, Intervention, Steps, chunk_rows
 from ..models import PCA
 
 MAX_REFERENCE, MAX_PER_LABEL, MAX_CONTROL_CELLS = 2_500, 100, 100
@@ -181,7 +180,7 @@ def steer(
     from ..core.changes import paired_test, summed_changes
 
     strengths = (1.0,) if intervention == "ablate" else tuple(float(dose) for dose in np.atleast_1d(doses))
-    how = _How(intervention, value, quantile, reference, strengths, groupby)
+    how = Settings(intervention, value, quantile, reference, strengths, groupby)
     how.check(n_controls, n_neighbors, n_genes)
     rng = np.random.default_rng(rng)
     held = holder(data, mod)
@@ -189,13 +188,13 @@ def steer(
     latent = _schema.latent(held, key).matrix
     known = _schema.features(held, key)
     chosen = _schema.resolve(feature, known.index, known.get("name"))
-    cohort = _cohort(held, cells, groupby)
-    steps = _steps(held, key, a, latent, chosen, cohort, how, reconstruct)
+    cohort = cohort_of(held, cells, groupby)
+    steps = steps_of(held, key, a, latent, chosen, cohort, how, reconstruct)
     _check_model(model, held, cohort.rows, latent)
     first = cohort.rows[:1]
     decoder = Decoder.of(model, read_rows(latent, first).astype(np.float32, copy=False), held.data[first], steps=True)
     part = _part(data, decoder, var_mod)
-    added = _added(data, held, key_added, layer_added, len(steps), decoder.parts, part, var_mod)
+    added = added_to(data, held, key_added, layer_added, len(steps), decoder.parts, part, var_mod)
 
     def decode(rows: np.ndarray, z: np.ndarray, step: np.ndarray | None) -> list[np.ndarray]:
         return decoder.decode(z, held.data[rows], step)
@@ -255,148 +254,6 @@ def _check_model(model: object, held: Holder, rows: np.ndarray, latent: Matrix) 
             f"The PCA does not make the latent of the SAE from the expression of {held.where}: it is of other cells, or sc.pp.pca was "
             "run again since. Pass sae.models.PCA of the object and the components that the SAE was trained on."
         )
-
-
-@dataclass(frozen=True)
-class _How:
-    """What is done to the activation."""
-
-    intervention: Intervention
-    value: float | None
-    quantile: float | None
-    reference: str | None
-    doses: tuple[float, ...]
-    groupby: str | None
-
-    def check(self, n_controls: int, n_neighbors: int, n_genes: int | None) -> None:
-        """Refuse settings out of range, and those that exclude each other."""
-        if self.intervention not in INTERVENTIONS:
-            raise ValueError(f"intervention={self.intervention!r} is not one of {', '.join(map(repr, INTERVENTIONS))}.")
-        given = {"value": self.value, "quantile": self.quantile, "reference": self.reference}
-        given = {name: found for name, found in given.items() if found is not None}
-        if len(given) > 1:
-            raise ValueError(f"{' and '.join(f'{n}={v!r}' for n, v in given.items())} were given. Pass one of them.")
-        if given and self.intervention in ("scale", "ablate"):
-            name = next(iter(given))
-            raise ValueError(
-                f"intervention={self.intervention!r} has no value, but {name}={given[name]!r} was given. Leave it out, or pass "
-                "intervention='set' or 'add'."
-            )
-        if self.value is not None and not (isinstance(self.value, Real) and np.isfinite(self.value)):
-            raise ValueError(f"value={self.value!r} is not a finite activation.")
-        if self.quantile is not None and not 0 <= self.quantile <= 1:
-            raise ValueError(f"quantile={self.quantile} is not between 0 and 1.")
-        if self.reference is not None and self.groupby is None:
-            raise ValueError(f"reference={self.reference!r} is a label. Say of which column of obs with groupby=.")
-        if not self.doses or not np.isfinite(self.doses).all():
-            raise ValueError(f"doses={list(self.doses)} has to be one finite number or more.")
-        if len(set(self.doses)) < len(self.doses):
-            raise ValueError(f"doses={list(self.doses)} has a dose twice.")
-        if n_controls < 0 or n_neighbors < 1 or (n_genes is not None and n_genes < 1):
-            raise ValueError(
-                f"n_controls={n_controls} must be 0 or more, n_neighbors={n_neighbors} and n_genes={n_genes} 1 or more."
-            )
-
-    def value_of(self, active: np.ndarray, of_reference: float) -> float:
-        """Return the activation that a dose of 1 stands for, of one feature.
-
-        Parameters
-        ----------
-        active
-            Its activations above 0.
-        of_reference
-            Its mean over the cells of the reference.
-        """
-        if self.value is not None:
-            return self.value
-        if self.reference is not None:
-            return of_reference
-        return float(active.mean(dtype=np.float64) if self.quantile is None else np.quantile(active, self.quantile))
-
-    def described(self) -> dict[str, Any]:
-        """Return what can be stored."""
-        named = {name: getattr(self, name) for name in ("intervention", "value", "quantile", "reference", "groupby")}
-        return {**named, "doses": np.array(self.doses)}
-
-
-def _cohort(held: Holder, cells: Any, groupby: str | None) -> Cohort:
-    """Find the cells to steer, and their labels."""
-    n, wanted = held.data.n_obs, _selected(held, cells)
-    if groupby is None:
-        codes, names = np.zeros(n, dtype=np.int64), pd.Index(["all"])
-    else:
-        found = label_column(held.data.obs, groupby, held.where)
-        codes, names = found.codes.astype(np.int64), found.categories.astype(str)
-    rows = np.flatnonzero(wanted & (codes >= 0))
-    if len(rows) == 0:
-        raise ValueError(
-            f"There is no cell of {held.where} to steer: cells= selects {int(wanted.sum())}, and none of them has a label."
-        )
-    present, own = np.unique(codes[rows], return_inverse=True)
-    return Cohort(rows, own.astype(np.int64), names[present], codes, names)
-
-
-def _selected(held: Holder, cells: Any) -> np.ndarray:
-    """Mark the cells (N,) that a mask or names stand for."""
-    n, names = held.data.n_obs, held.data.obs_names
-    if cells is None:
-        return np.ones(n, dtype=bool)
-    given = np.atleast_1d(np.asarray(cells))
-    if given.dtype != bool:
-        missing = given[~pd.Index(given).isin(names)]
-        if len(missing):
-            raise KeyError(f"{held.where} has no cells {listing(missing, 5)}. Pass names of obs_names, or a mask.")
-        return names.isin(given)
-    if given.shape != (n,):
-        raise ValueError(f"cells= is a mask of shape {given.shape}; {held.where} has {n} cells.")
-    if not isinstance(cells, pd.Series) or cells.index.equals(names):
-        return given
-    place = cells.index.get_indexer(names) if cells.index.is_unique else np.array([-1])
-    if np.any(place < 0):
-        raise ValueError(
-            f"cells= is a mask whose index is not the obs_names of {held.where}. Pass cells.to_numpy() if it has their order."
-        )
-    return given[place]
-
-
-def _steps(
-    held: Holder,
-    key: str,
-    a: sparse.csr_matrix,
-    latent: Matrix,
-    chosen: np.ndarray,
-    cohort: Cohort,
-    how: _How,
-    reconstruct: bool,
-) -> list[Steps]:
-    """Work out how far each feature moves each cell at each dose."""
-    sae, rows = _schema.model(_schema.read(held, key)), cohort.rows
-    columns = sparse.csc_matrix(a[:, chosen])
-    names = _schema.feature_names(key, a.shape[1])
-    valued = how.intervention in ("set", "add")
-    silent = chosen[columns.getnnz(axis=0) == 0]
-    if len(silent) and valued and how.value is None:
-        raise ValueError(
-            f"{listing(names[silent], 5)} is active in no cell, so that there is no activation to set it to. Pass value=, or "
-            "leave these features out."
-        )
-    of_reference = np.full(len(chosen), np.nan)
-    if how.reference is not None:
-        if how.reference not in cohort.all_labels:
-            raise KeyError(
-                f"{held.where}.obs[{how.groupby!r}] has no label {how.reference!r}; it has {listing(cohort.all_labels)}. Pass "
-                "one as reference=."
-            )
-        inside = cohort.all_codes == cohort.all_labels.get_loc(how.reference)
-        of_reference = np.asarray(columns[inside].astype(np.float64).mean(axis=0)).ravel()
-    offset = sae.decode(a[rows]) - dense_rows(select_rows(latent, rows), slice(None)) if reconstruct else None
-    steps = []
-    for number, feature in enumerate(chosen):
-        active = columns.data[columns.indptr[number] : columns.indptr[number + 1]]
-        value = how.value_of(active, of_reference[number]) if valued else np.nan
-        activation = columns[:, [number]].toarray().ravel()[rows]
-        steps += [Steps(sae.W_dec[feature], activation, how.intervention, value, dose, offset) for dose in how.doses]
-    return steps
 
 
 def _placing(latent: Matrix, cohort: Cohort, k: int, rng: np.random.Generator) -> Place:
@@ -518,83 +375,3 @@ def _units(part: Part, base: np.ndarray, held: Holder) -> dict[str, Any]:
     scale = part.scale or recognised_scale(scan(base))
     uns = held.data.uns if part.uns is None else part.uns
     return {"log_base": {"log1p": log1p_base(uns), "scaled": np.nan}.get(scale)}
-
-
-@dataclass(frozen=True)
-class _Added:
-    """Where the latent and the prediction of one feature at one dose go; None for nowhere."""
-
-    held: Holder
-    key: str | None
-    layer: str | None
-    genes: Any
-    """The AnnData whose layers the prediction is put into."""
-    part: int
-
-    def changes(self, step: Steps, rows: np.ndarray, latent: Matrix, decoder: Decoder) -> list[_schema.Change]:
-        """Move the cells that are steered, and predict all."""
-        if self.key is None and self.layer is None:
-            return []
-        n = latent.shape[0]
-        z = dense_rows(latent, slice(None)).astype(np.float32)
-        steps = np.zeros_like(z)
-        steps[rows] = step.of(slice(None))
-        moved = [] if self.key is None else [_schema.Change(self.held.data, "obsm", self.key, z + steps)]
-        if self.layer is None:
-            return moved
-        names, genes = self.held.data.obs_names, decoder.parts[self.part].genes
-        cells, columns = self.genes.obs_names.get_indexer(names), self.genes.var_names.get_indexer(genes)
-        layer = np.full(self.genes.shape, np.nan, dtype=np.float32)
-        for some in row_blocks(n, chunk_rows([len(part.genes) for part in decoder.parts])):
-            values = decoder.decode(z[some], self.held.data[some], steps[some])[self.part]
-            layer[np.ix_(cells[some][cells[some] >= 0], columns[columns >= 0])] = values[cells[some] >= 0][
-                :, columns >= 0
-            ]
-        return [*moved, _schema.Change(self.genes, "layers", self.layer, layer)]
-
-    def told(self) -> str:
-        """Say what was added, for the log."""
-        told = "" if self.key is None else f"\n    {self.held.where}.obsm[{self.key!r}], the steered latent"
-        return told if self.layer is None else f"{told}\n    layers[{self.layer!r}], the predicted expression"
-
-
-def _added(
-    data: Data,
-    held: Holder,
-    key_added: str | None,
-    layer_added: str | None,
-    n_steps: int,
-    parts: Sequence[Part],
-    part: int,
-    var_mod: str | None,
-) -> _Added:
-    """Check where results of one feature at one dose may go."""
-    for name, given in (("key_added", key_added), ("layer_added", layer_added)):
-        if given is not None and n_steps != 1:
-            raise ValueError(f"{name}={given!r} holds one feature at one dose; there are {n_steps} of both together.")
-        if given is not None and (not given or "/" in given):
-            raise ValueError(f"{name}={given!r} cannot name a slot: it must be a non-empty string without '/'.")
-    if key_added is not None:
-        _schema.check_free(held, key_added)
-    genes, wanted = held.data, var_mod or parts[part].modality
-    if layer_added is None:
-        return _Added(held, key_added, None, genes, part)
-    if is_mudata(data) and wanted is not None:
-        genes = modality(data, wanted)
-    if is_mudata(genes):
-        raise ValueError(
-            "A MuData has no layers, and the model does not say of which modality its prediction is. Pass var_mod=, or leave "
-            "layer_added= out."
-        )
-    if not (genes.obs_names.is_unique and genes.var_names.is_unique and parts[part].genes.is_unique):
-        raise ValueError(
-            f"layer_added={layer_added!r} puts predictions in their places by name, but names of cells or genes occur more than once. "
-            "Make them unique: adata.obs_names_make_unique(), adata.var_names_make_unique()."
-        )
-    for name in _schema.stored_keys(genes.uns):
-        if genes.uns[name]["params"]["layer"] == layer_added:
-            raise ValueError(
-                f"layers[{layer_added!r}] holds the representation of the SAE {name!r}, and would be overwritten. Choose another "
-                "layer_added=."
-            )
-    return _Added(held, key_added, layer_added, genes, part)
