@@ -54,8 +54,9 @@ def test_options_that_an_older_version_did_not_keep(x):
 def test_seeds():
     assert [integer_seed(rng) for rng in (0, np.int32(7))] == [0, 7]
     assert integer_seed(np.random.default_rng(1)) == integer_seed(np.random.default_rng(1))
-    with pytest.raises(ValueError, match="rng=-1 is negative"):
-        integer_seed(-1)
+    for rng in (-1, 2**63, np.int64(-1)):
+        with pytest.raises(ValueError, match=f"rng={rng} is no seed"):
+            integer_seed(rng)
 
 
 def test_cells_are_divided_by_the_seed(x):

