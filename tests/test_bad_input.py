@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import anndata as ad
@@ -563,6 +564,11 @@ def test_clear_error_and_nothing_changed(starts, compare, case):
 def test_neither_anndata_nor_mudata(call):
     with pytest.raises(TypeError, match=r"Expected an AnnData or a MuData, got ndarray"):
         call(np.zeros((20, 3)))
+    for path in ("cells.h5ad", Path("sae")):
+        with pytest.raises(
+            TypeError, match=r"got (str|PosixPath)\. Read a file with .*, and the folder of an SAE with sae.io.read"
+        ):
+            call(path)
 
 
 def test_columns_on_disk(starts, tmp_path):

@@ -6,6 +6,7 @@ import hashlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anndata as ad
@@ -56,7 +57,9 @@ def holder(data: Data, mod: str | None) -> Holder:
             raise ValueError(f"mod={mod!r} names a modality, but the data is an AnnData. Leave mod= out.")
         return Holder(data, "adata")
     if not is_mudata(data):
-        raise TypeError(f"Expected an AnnData or a MuData, got {type(data).__name__}.")
+        path = isinstance(data, str | PathLike)
+        hint = " Read a file with anndata.read_h5ad, and the folder of an SAE with sae.io.read." if path else ""
+        raise TypeError(f"Expected an AnnData or a MuData, got {type(data).__name__}.{hint}")
     if mod is None:
         return Holder(data, "mdata")
     return Holder(modality(data, mod), f"mdata.mod[{mod!r}]")

@@ -19,4 +19,4 @@ def integer_seed(rng: int | np.random.Generator | None) -> int:
 
 def is_seed(value: object) -> bool:
     """Tell whether a value can be stored as a seed."""
-    return isinstance(value, int | np.integer) and 0 <= value <= MOST
+    return isinstance(value, int | np.integer) and 0 <= int(value) <= MOST
