@@ -278,14 +278,8 @@ def draw(results: dict[int, dict[str, Any]], path: Path) -> None:
             times.plot(cells / MILLION, seconds / cells * MILLION, marker="o", markersize=3, label=name)
             memory.plot(cells / MILLION, [results[n][name]["peak"] for n in cells], marker="o", markersize=3)
         memory.plot(cells / MILLION, [results[n]["imports"]["peak"] for n in cells], color="grey", linestyle=":")
-        memory.annotate(
-            "names of the cells, imports",
-            (cells[-1] / MILLION, results[int(cells[-1])]["imports"]["peak"]),
-            xytext=(0, -4),
-            textcoords="offset points",
-            ha="right",
-            va="top",
-            color="grey",
+        memory.text(
+            0.98, 0.03, "dotted: imports, names of the cells", color="grey", ha="right", transform=memory.transAxes
         )
         times.set(xlabel="million cells", ylabel="seconds per million cells", ylim=(0, None), xlim=(0, None))
         memory.set(xlabel="million cells", ylabel="peak memory (GB)", ylim=(0, 3.2), xlim=(0, None))

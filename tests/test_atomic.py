@@ -631,6 +631,8 @@ def test_a_latent_that_cannot_be_read_at_any_time(objects, compare):
         same = identities(data)
 
 
+# A progress bar that is interrupted while it is made has nothing to close when it is thrown away.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("verb", ["encode", "put"])
 def test_ctrl_c_at_any_time(objects, compare, verb):
     """A timer sends it; the object is as before or the result is whole."""

@@ -453,8 +453,8 @@ HOSTILE = {
     "no checksum": (edited(lambda said: said.update(weights=None)), ValueError, "does not have the checksum"),
     "signed, cut off": (weights(lambda c: c[:-100]), ValueError, "not a safetensors file, or was damaged"),
     "signed, longer": (weights(lambda c: c + b"0000"), ValueError, "not a safetensors file, or was damaged"),
-    "signed, no file": (weights(b""), ValueError, "header too small"),
-    "a huge header": (weights(b"\xff" * 7 + b"\x00{}"), ValueError, "header too large"),
+    "signed, no file": (weights(b""), ValueError, "(?i)header ?too ?small"),
+    "a huge header": (weights(b"\xff" * 7 + b"\x00{}"), ValueError, "(?i)header ?too ?large"),
     "a huge tensor": (
         weights(raw_file({"W_enc": {"dtype": "F32", "shape": [2**62, 8], "data_offsets": [0, 4]}}, b"0000")),
         ValueError,

@@ -196,7 +196,7 @@ def _groups(held: Holder, groupby: str, order: Sequence[str] | None, n_bins: int
 def _bins(values: np.ndarray, n_bins: int, place: str) -> _Groups:
     """Take few different numbers as they are, and divide many at their quantiles."""
     if n_bins < 2:
-        raise ValueError(f"n_bins={n_bins} is below 2.")
+        raise ValueError(f"n_bins={n_bins} is below 2; numbers are divided into two groups or more.")
     known = np.isfinite(values)
     if not known.any():
         raise ValueError(f"{place} has no finite numbers.")
