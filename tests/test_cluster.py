@@ -329,6 +329,8 @@ def test_in_an_event_loop_dask_says_what_is_wrong(client, cells):
             sae.tl.encode(adata)
 
     # The second by dask before 2025.
-    with pytest.raises((RuntimeError, TypeError), match="asynchronous Client in a synchronous context|'coroutine' object"):
+    with pytest.raises(
+        (RuntimeError, TypeError), match="asynchronous Client in a synchronous context|'coroutine' object"
+    ):
         asyncio.run(encode())
     assert adata.uns["sae"] is before

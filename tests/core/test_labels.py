@@ -154,6 +154,23 @@ def test_scores_do_not_depend_on_how_the_matrix_is_stored(stored):
     np.testing.assert_array_equal(other.indices, before.indices)
 
 
+@pytest.mark.parametrize("exponent", [-125, -100, 100])
+@pytest.mark.parametrize("lowest", [0, -0.7], ids=["positive", "some negative"])
+def test_ranks_have_no_unit(exponent, lowest):
+    """A power of 2 changes no order, even where the product of two float32 values would be zero or infinite."""
+    a, codes = activations(tied=True) + np.float32(lowest), labels()
+    halves = stratified_halves(codes, 2, np.random.default_rng(0))
+    scaled = np.ldexp(a, exponent)
+    assert scaled.dtype == np.float32
+    expected, found = (cross_fit(matrix, codes, 3, halves) for matrix in (a, scaled))
+    for name, values in vars(expected).items():
+        np.testing.assert_array_equal(getattr(found, name), values, err_msg=name)
+    for kind in (np.float32, np.float64):
+        assert_same(
+            score_labels(sparse.csr_matrix(a, dtype=kind), codes, 3), score_labels(sparse.csr_matrix(a), codes, 3)
+        )
+
+
 def in_small_blocks(monkeypatch):
     """A column or two are gathered, and scored, at a time; from disk, 13 cells are read at a time."""
     monkeypatch.setattr(moments, "CHUNK_ROWS", 13)

@@ -17,7 +17,7 @@ from .workers import Workers
 COLUMN_VALUES = 8_000_000
 """Values of a matrix in memory that are gathered at a time (0.1 GB)."""
 DISK_COLUMN_VALUES = 64_000_000
-"""The same for a matrix on disk (0.8 GB), all rows of which are read for each such block of genes."""
+"""The same for a matrix on disk (0.5 GB of float32, 0.8 GB of others), all rows of which are read for each such block of genes."""
 
 _compiled: Any = njit(nogil=True, cache=True)
 
@@ -33,7 +33,7 @@ class GeneBlock:
     starts
         (genes + 1,) where each gene begins in the other two.
     cells, values
-        (stored,) int32 and float64, by rising cell. Cells that are missing have zero; zeros may be stored, too.
+        (stored,) int32 and float32 if the matrix is, else float64, by rising cell. Cells that are missing have zero; zeros may be stored, too.
     """
 
     first: int
@@ -85,7 +85,8 @@ class GeneColumns:
             low = high
 
     def _gather(self, first: int, starts: np.ndarray, workers: Workers) -> GeneBlock:
-        cells, values = np.empty(starts[-1], np.int32), np.empty(starts[-1])
+        kind = np.float32 if self._x.dtype == np.float32 else np.float64
+        cells, values = np.empty(starts[-1], np.int32), np.empty(starts[-1], kind)
         n_genes = len(starts) - 1
         places = starts[:-1].copy()
         shares = list(row_blocks(n_genes, -(-n_genes // workers.n)))

@@ -118,8 +118,10 @@ def _tie(ties, above, below):
 def _untied(start, end, cells, values, groups, size, n, u, best, crossed, ties, hits, above):
     """Go down as long as there is one cell of each value, and zero is not passed: the most frequent case, on its own because it is fast then."""
     n_labels = size.shape[1]
-    first = values[start]
-    while start < end and values[start] * first > 0 and (start + 1 == end or values[start + 1] != values[start]):
+    positive = values[start] > 0
+    while start < end and values[start] != 0 and (values[start] > 0) == positive:
+        if start + 1 < end and values[start + 1] == values[start]:
+            break
         group = groups[cells[start]]
         p = int(group >= n_labels)
         label = group - p * n_labels

@@ -127,7 +127,7 @@ def wilcoxon(
         Where each of h features is active among n cells. Two to four bytes for each active value are held.
     x
         Expression (n, g), dense or sparse, in memory or read by rows. From disk, all rows are read once to count, then
-        once for every 64 million values that are not zero (0.8 GB), and these again for every 128 million features × genes
+        once for every 64 million values that are not zero (0.5 GB of float32, else 0.8 GB), and these again for every 128 million features × genes
         (64 million with strata; 1 GB).
     codes
         (n,) stratum of each cell, such as its batch. None for a single stratum.

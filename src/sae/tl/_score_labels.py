@@ -125,7 +125,7 @@ def score_labels(
     Notes
     -----
     Activations and baselines on disk are read in chunks, once for the sums and once more for every 64 million values, which are sorted
-    at a time (0.8 GB); what is held beside them are a few numbers per cell. Of a dask array on a cluster, the workers compute what is read, and
+    at a time (0.5 GB of float32, else 0.8 GB); what is held beside them are a few numbers per cell. Of a dask array on a cluster, the workers compute what is read, and
     the scores are made here. Scores are the same as in memory to the last bit.
 
     A label that no division has in both halves (of one cell, or of one donor) has no held-out scores: NaN, with a warning
