@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import threading
@@ -333,4 +334,6 @@ def test_in_an_event_loop_dask_says_what_is_wrong(client, cells):
         (RuntimeError, TypeError), match="asynchronous Client in a synchronous context|'coroutine' object"
     ):
         asyncio.run(encode())
+    # What was never awaited is said to be so here, and not in the middle of another test.
+    gc.collect()
     assert adata.uns["sae"] is before

@@ -651,6 +651,7 @@ NO_BAR = {"progress": False}
 
 
 def linear(z: np.ndarray, data: Any) -> np.ndarray:
+    z = np.asarray(z, np.float64)
     return np.column_stack([z[:, 0], -z[:, 0], z.sum(axis=1)])
 
 
