@@ -98,5 +98,5 @@ def test_the_interferon_feature_moves_cells_towards_stimulated_ones():
     controls, labels = steered(adata, sae.models.PCA(adata), "X_pca", "condition", "stim", ["ctrl"], INTERFERON)
     genes, towards = controls.loc[("gene_set", "markers")], controls.loc[("label", "stim")]
     assert genes["value"] >= 0.9 and min(genes["above_features"], genes["above_directions"]) >= 0.98
-    assert towards["value"] > 0.05 and min(towards["above_features"], towards["above_directions"]) >= 0.98
-    assert labels.loc[("ctrl", "stim"), "closed"] > 0.2
+    assert towards["value"] > 0.1 and min(towards["above_features"], towards["above_directions"]) >= 0.98
+    assert labels.loc[("ctrl", "stim"), "closed"] > 0.3
